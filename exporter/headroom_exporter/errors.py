@@ -3,6 +3,7 @@ The error tree.
 
 HeadroomError
 ├── ConfigError            the configuration cannot be used; raised before any port opens; exit status 2
+├── ListenError            the system refuses an address to listen on; exit status 1
 └── SourceError            one source failed, as expected in the world; caught once per source and poll
     ├── NoData             this host or version has none: the source stays up
     ├── Unreachable        refused, reset, timed out
@@ -24,6 +25,14 @@ class ConfigError(HeadroomError):
     A configuration that cannot be used.
 
     The text names the file, the key's path, the value found and what is allowed.
+    """
+
+
+class ListenError(HeadroomError):
+    """
+    An address that is well written but cannot be listened on, here and now.
+
+    In use, not permitted, not of this machine: the same command may work elsewhere or later.
     """
 
 

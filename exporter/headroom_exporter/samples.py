@@ -7,12 +7,20 @@ replaced by 0. Ratios are 0 to 1, times are seconds, sizes are bytes unless a na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-EMPTY: Mapping[str, float] = MappingProxyType({})
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+def nothing() -> Mapping[Any, Any]:
+    """An empty read-only mapping, as a dataclass default (a mappingproxy has no hash before 3.12)."""
+    return NOTHING
 
 
 class Constraint(StrEnum):
@@ -91,12 +99,11 @@ class RankSample:
     inter_token_count: float | None = None
     spec_drafts: float | None = None
     spec_accepted_tokens: float | None = None
-    finished: Mapping[str, float] = EMPTY
-    rejected: Mapping[str, float] = EMPTY
-    histograms: Mapping[str, Histogram] = field(default_factory=lambda: MappingProxyType({}))
+    finished: Mapping[str, float] = field(default_factory=nothing)
+    rejected: Mapping[str, float] = field(default_factory=nothing)
+    histograms: Mapping[str, Histogram] = field(default_factory=nothing)
     # The pool that requests can fill, in tokens: the engine's figure less its reserved block.
     kv_capacity_tokens: float | None = None
-    kv_capacity_bytes: float | None = None
     block_tokens: float | None = None
 
 
@@ -182,7 +189,7 @@ class GpuState:
     gpus: tuple[GpuSample, ...] = ()
     lost: tuple[str, ...] = ()
     read_at: float | None = None
-    errors: Mapping[str, float] = EMPTY
+    errors: Mapping[str, float] = field(default_factory=nothing)
 
 
 # --- what memory holds ---------------------------------------------------------------------------
@@ -269,7 +276,7 @@ class Derived:
 
     Attributes:
         capacities: Sequences of today's mix each constraint lets run; an unknown one is absent.
-        max_sequences: Slots (max_num_seqs) and where the number came from.
+        max_sequences: Slots (max_num_seqs) by where the number came from: plan, args, inferred.
         sustainable: Least of the known capacities of slots, kv_cache, latency and prefill.
         binding: The constraint that is least.
         headroom: sustainable - demand; negative when overloaded.
@@ -282,9 +289,8 @@ class Derived:
     state: HeadroomState
     reason: str
     demand: float | None = None
-    capacities: Mapping[Constraint, float] = field(default_factory=lambda: MappingProxyType({}))
-    max_sequences: float | None = None
-    max_sequences_basis: str | None = None
+    capacities: Mapping[Constraint, float] = field(default_factory=nothing)
+    max_sequences: Mapping[str, float] = field(default_factory=nothing)
     sustainable: float | None = None
     binding: Constraint | None = None
     headroom: float | None = None
@@ -333,7 +339,7 @@ class EngineState:
     last_success: float | None = None
     last_success_monotonic: float | None = None
     poll_duration: float | None = None
-    errors: Mapping[str, float] = EMPTY
+    errors: Mapping[str, float] = field(default_factory=nothing)
     unobserved_seconds: float = 0.0
     last_error: str | None = None
 

@@ -1,8 +1,17 @@
-"""Configuration: frozen dataclasses hold the defaults; YAML comes in, an unknown key is an error."""
+"""
+The configuration's records: frozen dataclasses with the defaults, and which plan holds for whom.
+
+Light, because everyone imports it: how a file becomes these records stands in file.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,9 +20,9 @@ class EngineConfig:
     One inference server to poll.
 
     Attributes:
-        name: The ``engine`` label; host:port of the URL when not given.
-        url: Base address, scheme and host; paths such as /metrics are added to it.
-        kind: ``auto`` or the name of an engine.
+        name: The ``engine`` label, unique; host:port of the URL when the file gives none.
+        url: Base address without a trailing slash; paths such as /metrics are added to it.
+        kind: ``auto`` or the name of one of engines.ENGINES.
         bearer_token_file: File whose content is sent as a bearer token; read again at every poll.
         ca_file: PEM bundle that signs the server's certificate.
         insecure_skip_verify: Accept any certificate.
@@ -31,6 +40,9 @@ class EngineConfig:
 class PollConfig:
     """
     How engines are polled. All in seconds.
+
+    A file that sets only ``interval`` raises the other rhythms' defaults to it where they are
+    shorter: none of them may be faster than ``interval``.
 
     Attributes:
         interval: Fast rhythm: the gauges and counters that move; 0.1 to 60.
@@ -55,7 +67,7 @@ class GpuConfig:
     Attributes:
         enabled: Off: NVML is not even loaded.
         devices: Indices or UUIDs; empty for all that are visible.
-        interval: Seconds between reads.
+        interval: Seconds between reads; 0.1 to 5, so that no reading grows too old to be shown.
         timeout: Seconds after which a read counts as hung and ``headroom_gpu_up`` becomes 0.
     """
 
@@ -86,7 +98,8 @@ class PlanConfig:
     The declared numbers a GPU was chosen for. None: not declared, so not compared.
 
     Attributes:
-        name: For messages and ``headroom_plan_info``.
+        name: For messages and ``headroom_plan_info``; the matched model, else plan-<index>, when
+            the file gives none.
         match_engine: Engine names it holds for (shell-style pattern); None for all.
         match_model_name: Model names it holds for (shell-style pattern); None for all.
         concurrency: Sequences at once the team sized and tested for.
@@ -130,3 +143,41 @@ class Config:
     poll: PollConfig = field(default_factory=PollConfig)
     gpus: GpuConfig = field(default_factory=GpuConfig)
     web: WebConfig = field(default_factory=WebConfig)
+
+
+# --- which plan holds ----------------------------------------------------------------------------
+
+
+def plan_for(plans: Iterable[PlanConfig], engine: str, model_name: str) -> PlanConfig | None:
+    """
+    The most specific plan that matches an engine and the model it serves, or None.
+
+    More keys matched by their very name win (case counts); then more keys matched at all, so both
+    beat one and one beats none; then the model beats the engine; then the first in the file.
+    """
+    best: PlanConfig | None = None
+    best_rank: tuple[int, int, int, int] | None = None
+    for plan in plans:
+        by_engine = _match(plan.match_engine, engine)
+        by_model = _match(plan.match_model_name, model_name)
+        if by_engine is None or by_model is None:
+            continue
+        exact = (by_engine == _EXACT) + (by_model == _EXACT)
+        keys = (by_engine != _ANY) + (by_model != _ANY)
+        rank = (exact, keys, int(by_model == _EXACT), int(by_model != _ANY))
+        if best_rank is None or rank > best_rank:
+            best, best_rank = plan, rank
+    return best
+
+
+_ANY, _PATTERN, _EXACT = range(3)
+
+
+def _match(pattern: str | None, name: str) -> int | None:
+    """How closely a pattern names this name; None where it does not."""
+    if pattern is None:
+        return _ANY
+    # Equality first: a name that itself holds * ? or [ can then still be matched by its name.
+    if pattern == name:
+        return _EXACT
+    return _PATTERN if fnmatchcase(name, pattern) else None

@@ -1,0 +1,102 @@
+# Every verb works on a bare Debian machine with Python 3.11 or newer, make and root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+VLLM_VENV ?= $(if $(HEADROOM_VLLM_VENV),$(HEADROOM_VLLM_VENV),.venv-vllm)
+URL ?=
+LISTEN ?= 127.0.0.1:9890
+
+.PHONY: help demo run test unit lint type fmt docs golden packages wheel test-vllm validation validate-simulator throughput bench pins clean
+
+help: ## Show the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+demo: $(RUNTIME) ## Watch a vLLM (URL=http://host:port, or localhost:8000), or a simulated one, from first poll to headroom
+	@$(BIN)/headroom-exporter demo --listen $(LISTEN) $(if $(URL),--url $(URL))
+
+test: lint type docs unit ## Install what is needed and run every test but the real vLLM's
+
+unit: $(DEV) packages
+	$(BIN)/pytest -m "not vllm and not bench"
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+type: $(DEV)
+	$(BIN)/mypy
+
+fmt: $(DEV) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(DEV) ## Check that docs/metrics.md is what the catalog says
+	$(BIN)/python tools/metrics_doc.py --check
+
+golden: $(DEV) packages ## Write the golden files anew; look at the diff
+	$(BIN)/python tools/metrics_doc.py
+	$(BIN)/pytest tests/golden --update-golden
+
+packages: ## Debian packages that the tests need
+	@tools/packages.sh cc:gcc promtool:prometheus
+
+test-vllm: $(DEV) ## Prove the exporter on a real vLLM, on this machine's CPU (3.4 GB, about ten minutes)
+	$(BIN)/python tools/install_vllm.py $(VLLM_VENV)
+	HEADROOM_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/pytest tests/vllm -m vllm
+
+validation: ## Prove it on a real vLLM and write docs/validation.md
+	mkdir -p .cache
+	HEADROOM_FIGURES=$(abspath .cache/figures.json) $(MAKE) test-vllm
+	$(BIN)/python tools/validation_doc.py .cache/figures.json
+
+validate-simulator: $(DEV) ## Hold the simulated engine against the recorded runs of a real vLLM
+	$(BIN)/python tools/validate_simulator.py
+
+throughput: $(DEV) ## Hold the simulated engine's speed against published tables; write docs/throughput.md
+	$(BIN)/python tools/throughput_check.py --write
+
+bench: $(DEV) packages ## Measure; asserts nothing
+	$(BIN)/python tools/install_vllm.py $(VLLM_VENV)
+	HEADROOM_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python tests/bench/bench.py
+
+wheel: $(DEV) ## Build the wheel
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist
+
+pins: ## Pin the requirements anew, with hashes
+	$(PYTHON) -m venv .cache/pins
+	.cache/pins/bin/pip --quiet install pip-tools
+	$(call pin,runtime.txt,../pyproject.toml)
+	$(call pin,build.txt,build.in)
+	$(call pin,dev.txt,dev.in)
+
+define pin
+	cd requirements && CUSTOM_COMPILE_COMMAND="make pins" ../.cache/pins/bin/pip-compile --quiet --upgrade \
+		--generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --output-file $(1) $(2)
+endef
+
+clean: ## Remove what make made, the real vLLM's environment apart
+	rm -rf $(VENV) dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@tools/packages.sh python3-venv
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): $(BIN)/python requirements/runtime.txt pyproject.toml
+	$(PIP) install --require-hashes -r requirements/runtime.txt
+	$(PIP) install --require-hashes -r requirements/build.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements/dev.txt
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,357 @@
+"""
+Wires everything once: configuration, engines, GPUs, registry, web server, signals.
+
+``Exporter`` is the running product without its web server; ``run`` is the sidecar.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from headroom_exporter import __version__, web
+from headroom_exporter.config import Config, EngineConfig, PlanConfig, plan_for
+from headroom_exporter.config.file import load
+from headroom_exporter.errors import ConfigError
+from headroom_exporter.expose import StateCollector, is_fresh, make_registry
+from headroom_exporter.gpus.nvml import NvmlGpus
+from headroom_exporter.gpus.reader import GpuReader
+from headroom_exporter.poll import EnginePoller, make_session
+from headroom_exporter.samples import EngineState, GpuState, ReloadState, State
+from headroom_exporter.track import EngineTrack
+from headroom_exporter.web import WebSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import aiohttp
+    from prometheus_client import CollectorRegistry
+
+    from headroom_exporter.gpus import GpuSource
+
+log = logging.getLogger(__name__)
+
+# How often the file is looked at; the kubelet takes up to a minute to swap a ConfigMap anyway.
+WATCH_SECONDS = 5.0
+# The loop counts as alive while its heart beats at least this often.
+HEARTBEAT_SECONDS = 1.0
+DEAD_SECONDS = 30.0
+# A GPU that slows itself down makes old step times wrong. Power capping is left out: it comes and goes
+# with every burst.
+SLOWDOWN_REASONS = frozenset(
+    {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake", "sw_thermal_slowdown"}
+)
+
+
+class Exporter:
+    """
+    Polls engines and GPUs and holds the latest State.
+
+    Args:
+        config: What to poll, how, and the plans.
+        path: File it came from, read again by ``reload``; None when there is none.
+        gpu_source: Where GPU readings come from; NVML unless a simulation stands in.
+    """
+
+    def __init__(
+        self, config: Config, *, path: Path | None = None, gpu_source: GpuSource | None = None
+    ) -> None:
+        self._config = config
+        self._path = path
+        self._gpu_source = gpu_source
+        self._plans: dict[tuple[str, str], PlanConfig | None] = {}
+        self._tracks: dict[str, EngineTrack] = {}
+        self._engine_states: dict[str, EngineState] = {}
+        self._pollers: dict[str, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._gpus: GpuReader | None = None
+        self._gpu_task: asyncio.Task[None] | None = None
+        self._slowdowns: frozenset[str] = frozenset()
+        self._reload_lock = asyncio.Lock()
+        self._reload = ReloadState(successful=True, at=time.time())
+        self._beat = time.monotonic()
+        self._polled = asyncio.Event()
+        self._state = self._assemble()
+
+    # --- what others see ---
+
+    @property
+    def state(self) -> State:
+        """The latest State, whole."""
+        return self._state
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._config
+
+    def plan_of(self, engine: str, model_name: str) -> PlanConfig | None:
+        """The plan that holds for a model on an engine."""
+        key = (engine, model_name)
+        if key not in self._plans:
+            if len(self._plans) > 1000:
+                self._plans.clear()
+            self._plans[key] = plan_for(self._config.plans, engine, model_name)
+        return self._plans[key]
+
+    def registry(self) -> CollectorRegistry:
+        """A registry that renders the latest State."""
+        return make_registry(StateCollector(lambda: self.state, self.plan_of))
+
+    def healthy(self) -> bool:
+        """Whether the event loop lives."""
+        return time.monotonic() - self._beat < DEAD_SECONDS
+
+    def ready(self) -> bool:
+        """Whether every engine was asked at least once, whatever it answered."""
+        return self._polled.is_set()
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        async with make_session() as session, asyncio.TaskGroup() as tasks:
+            self._session, self._tasks = session, tasks
+            self._start_engines()
+            self._start_gpus()
+            tasks.create_task(self._heartbeat(), name="heartbeat")
+            if self._path is not None:
+                tasks.create_task(self._watch(self._path), name="watch")
+
+    def _start_engines(self) -> None:
+        """Start pollers that are new, stop those that are gone; the others keep their memory."""
+        wanted = {engine.name: engine for engine in self._config.engines}
+        for name in set(self._pollers) - set(wanted):
+            self._stop_engine(name)
+        for engine in self._config.engines:
+            if engine.name not in self._pollers:
+                self._start_engine(engine)
+
+    def _start_engine(self, engine: EngineConfig) -> None:
+        assert self._tasks is not None  # noqa: S101
+        assert self._session is not None  # noqa: S101
+        track = EngineTrack(engine, self._config.poll, self.plan_of)
+        poller = EnginePoller(
+            engine, self._config.poll, track, lambda: self._publish_engine(track), self._session
+        )
+        self._tracks[engine.name] = track
+        self._engine_states[engine.name] = track.state()
+        self._pollers[engine.name] = self._tasks.create_task(
+            poller.run(), name=f"poll {engine.name}"
+        )
+
+    def _stop_engine(self, name: str) -> None:
+        task = self._pollers.pop(name, None)
+        if task is not None:
+            task.cancel()
+            del self._tracks[name], self._engine_states[name]
+
+    def _start_gpus(self) -> None:
+        assert self._tasks is not None  # noqa: S101
+        settings = self._config.gpus
+        source = self._gpu_source or NvmlGpus(settings.devices)
+        self._gpus = GpuReader(settings, source)
+        self._gpu_task = self._tasks.create_task(self._gpus.run(), name="gpus")
+
+    async def _heartbeat(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            self._note_slowdowns()
+            self._publish()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    def _note_slowdowns(self) -> None:
+        """Forget step times when a GPU begins or ends to slow itself down."""
+        gpus = self._gpus.state().gpus if self._gpus is not None else ()
+        if not gpus:
+            return
+        active = frozenset(
+            f"{gpu.index} {reason}"
+            for gpu in gpus
+            for reason, limits in (gpu.clock_events or {}).items()
+            if limits and reason in SLOWDOWN_REASONS
+        )
+        if active != self._slowdowns:
+            self._slowdowns = active
+            log.info("GPU clock slowdown changed", extra={"active": sorted(active)})
+            for track in self._tracks.values():
+                track.forget_step_time()
+
+    # --- state ---
+
+    def _publish_engine(self, track: EngineTrack) -> None:
+        if self._tracks.get(track.name) is track:
+            self._engine_states[track.name] = track.state()
+            self._publish()
+        if not self._polled.is_set() and all(
+            state.up or state.errors for state in self._engine_states.values()
+        ):
+            self._polled.set()
+
+    def _publish(self) -> None:
+        self._state = self._assemble()
+
+    def _assemble(self) -> State:
+        order, states = [engine.name for engine in self._config.engines], self._engine_states
+        gpu = self._gpus.state() if self._gpus is not None else GpuState(up=None)
+        return State(
+            engines=tuple(states[name] for name in order if name in states),
+            gpu=gpu,
+            reload=self._reload,
+        )
+
+    # --- reload ---
+
+    async def reload(self) -> str | None:
+        """
+        Read the configuration file again and apply it.
+
+        An invalid file changes nothing but ``headroom_config_last_reload_successful``.
+
+        Returns:
+            What is wrong with the file; None when it was applied.
+        """
+        async with self._reload_lock:
+            try:
+                config = Config() if self._path is None else load(self._path)
+            except ConfigError as error:
+                self._reload = ReloadState(successful=False, at=self._reload.at)
+                self._publish()
+                log.error(  # noqa: TRY400 - the text says it all
+                    "configuration not reloaded, the running one stays",
+                    extra={"reason": str(error)},
+                )
+                return str(error)
+            self._apply(config)
+            self._reload = ReloadState(successful=True, at=time.time())
+            self._publish()
+            log.info("configuration reloaded", extra={"engines": len(config.engines)})
+            return None
+
+    def _apply(self, config: Config) -> None:
+        before, self._config = self._config, config
+        self._plans.clear()
+        if self._tasks is None:
+            return
+        unchanged = {engine for engine in before.engines if before.poll == config.poll}
+        for engine in before.engines:
+            if engine not in unchanged or engine not in config.engines:
+                self._stop_engine(engine.name)
+        self._start_engines()
+        if before.gpus != config.gpus and self._gpu_task is not None:
+            self._gpu_task.cancel()
+            self._start_gpus()
+
+    async def _watch(self, path: Path) -> None:
+        """Reload when the file's content changes; a ConfigMap is swapped by a symbolic link."""
+        last = _content(path)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = _content(path)
+            if now is not None and now != last:
+                last = now
+                await self.reload()
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def landing(exporter: Exporter) -> str:
+    """What the landing page says of each engine: one line each, plain text."""
+    now, lines = time.monotonic(), []
+    for engine in exporter.state.engines:
+        up = engine.up and is_fresh(engine, now)
+        lines.append(f"{engine.name}: {'up' if up else engine.last_error or 'not asked yet'}")
+        lines += [
+            f"  rank {rank.rank} {rank.model_name}: {rank.derived.state} ({rank.derived.reason})"
+            for rank in engine.ranks
+            if up and rank.derived is not None
+        ]
+    return "\n".join(lines)
+
+
+def run(config_path: Path | None, listen: list[str], web_config: Path | None) -> int:
+    """
+    Run the sidecar until SIGINT or SIGTERM.
+
+    Args:
+        config_path: Configuration file; None for the defaults.
+        listen: Addresses such as ``:9890``; all are listened on.
+        web_config: Web configuration file (TLS, users) of the Prometheus exporter-toolkit's format.
+
+    Returns:
+        Exit status: 0 when stopped by a signal.
+
+    Raises:
+        ConfigError: A configuration cannot be used, or an address is none.
+        ListenError: An address cannot be listened on: in use, not allowed, not of this machine.
+            Both before anything is polled.
+    """
+    config = Config() if config_path is None else load(config_path)
+    settings = None if web_config is None else WebSettings(web_config)
+    exporter = Exporter(config, path=config_path)
+    asyncio.run(serve(exporter, listen, settings))
+    return 0
+
+
+async def serve(
+    exporter: Exporter, listen: Sequence[str], settings: WebSettings | None = None
+) -> None:
+    """Run an exporter and its web server until SIGINT or SIGTERM; SIGHUP reloads."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    reloads: set[asyncio.Task[str | None]] = set()
+
+    def reload_soon() -> None:
+        task = loop.create_task(exporter.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload_soon)
+    app = web.build_app(
+        registry=exporter.registry(),
+        health=exporter.healthy,
+        ready=exporter.ready,
+        reload=exporter.reload if exporter.config.web.reload else None,
+        landing=lambda: landing(exporter),
+        settings=settings,
+    )
+    server = await web.serve(app, [web.parse_listen(text) for text in listen], settings)
+    try:
+        log.info(
+            "headroom-exporter is up",
+            extra={
+                "version": __version__,
+                "engines": ", ".join(engine.url for engine in exporter.config.engines),
+                "plans": len(exporter.config.plans),
+            },
+        )
+        await _until(stop, exporter)
+    finally:
+        await server.close()
+    log.info("stopped")
+
+
+async def _until(stop: asyncio.Event, exporter: Exporter) -> None:
+    """Poll until told to stop; when the loop itself breaks, raise what broke it."""
+    polling = asyncio.create_task(exporter.run(), name="exporter")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({polling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if polling.done():
+            polling.result()
+    finally:
+        stopping.cancel()
+        polling.cancel()
+        await asyncio.gather(polling, stopping, return_exceptions=True)

@@ -1,0 +1,600 @@
+"""One rank's memory: what it integrates, what it learns, what it forgets, and when it does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from headroom_exporter.config import Lengths, PlanConfig
+from headroom_exporter.derive.memory import COUNTERS, STALE_SECONDS, RankMemory, completed
+from headroom_exporter.samples import Constraint, HeadroomState, Histogram, RankSample
+
+OK, LOW, EXHAUSTED, UNKNOWN = (
+    HeadroomState.OK,
+    HeadroomState.LOW,
+    HeadroomState.EXHAUSTED,
+    HeadroomState.UNKNOWN,
+)
+SHARE = 0.01
+BOUNDS = (0.01, 0.025, 0.05, 0.1)
+
+
+@dataclass
+class Engine:
+    """A vLLM in miniature: counters that follow from how many run. Step time is 10 ms + 0.5 ms a sequence."""
+
+    memory: RankMemory = field(default_factory=lambda: RankMemory(max_gap=5.0))
+    now: float = 0.0
+    running: float = 0.0
+    waiting: float = 0.0
+    share: float = SHARE
+    usage: float | None = None
+    plan: PlanConfig | None = None
+    slots: float | None = None
+    # Sequences that come and go each second.
+    turnover: float = 4.0
+    prompt: float = 100.0
+    counters: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys((*COUNTERS, "inter_token_seconds"), 0.0)
+    )
+    begun: float = 0.0
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+
+    def step_time(self):
+        return 0.010 + 0.0005 * self.running
+
+    def work(self, seconds):
+        """Run for a while."""
+        self.now += seconds
+        if not self.running:
+            return
+        steps = seconds / self.step_time()
+        gaps, fresh = steps * self.running, self.turnover * seconds
+        self.begun += fresh
+        self.counters["steps"] += steps
+        self.counters["generation_tokens"] += gaps + fresh
+        self.counters["step_tokens"] += gaps + fresh * (1 + self.prompt)
+        self.counters["prompt_tokens"] += fresh * self.prompt
+        self.counters["inter_token_count"] += gaps
+        self.counters["inter_token_seconds"] += gaps * self.step_time()
+
+    def sample(self):
+        fields = {
+            "running": self.running,
+            "waiting": self.waiting,
+            "kv_usage": self.running * self.share if self.usage is None else self.usage,
+            "kv_capacity_tokens": 100_000.0,
+            "block_tokens": 16.0,
+            "histograms": self.histograms,
+            **self.counters,
+        }
+        kept = {name: value for name, value in fields.items() if name not in self.drop}
+        return RankSample(rank="0", model_name="m", **kept)
+
+    def look(self):
+        return self.memory.observe(self.now, self.sample(), self.plan, self.slots)
+
+    def poll(self, seconds, step=0.5, **changes):
+        """Poll for a while with these levels; the last answer."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+        derived = None
+        for _ in range(round(seconds / step)):
+            self.work(step)
+            derived = self.look()
+        return derived
+
+    def freeze(self, seconds, step=0.5):
+        """Polls that find nothing moved."""
+        derived = None
+        for _ in range(round(seconds / step)):
+            self.now += step
+            derived = self.look()
+        return derived
+
+    def restart(self):
+        self.counters = dict.fromkeys(self.counters, 0.0)
+        self.begun = 0.0
+
+    def seen(self):
+        return self.memory.snapshot(self.now, self.plan)
+
+
+def calm(**changes):
+    """Watched for a minute at eight sequences, of which a hundred fit."""
+    engine = Engine(**changes)
+    engine.poll(60, running=8.0)
+    return engine
+
+
+# --- state -------------------------------------------------------------------------------------
+
+
+def test_calm_traffic_is_ok():
+    derived = calm().look()
+    assert (derived.state, derived.reason) == (OK, "fits")
+    assert derived.binding is Constraint.KV_CACHE
+    assert derived.sustainable == 100
+
+
+def test_before_anything_was_learnt_the_state_is_unknown():
+    derived = Engine(running=2.0).look()
+    assert (derived.state, derived.reason) == (UNKNOWN, "no_capacity_known")
+    assert derived.demand == 2.0
+
+
+def test_one_sample_with_a_waiting_request_is_not_exhaustion_two_are():
+    engine = calm()
+    assert engine.poll(0.5, waiting=1.0).state is OK
+    assert engine.poll(0.5, waiting=0.0).state is OK
+    assert engine.poll(0.5, waiting=1.0).state is OK
+    derived = engine.poll(0.5)
+    assert (derived.state, derived.reason) == (EXHAUSTED, "waiting")
+    assert engine.poll(0.5, waiting=0.0).state is OK
+
+
+def test_a_queue_younger_than_three_steps_is_no_queue():
+    engine = Engine()
+    for running in (2.0, 10.0, 20.0, 6.0, 30.0, 8.0):
+        engine.poll(10, running=running)
+    assert engine.seen().fit.fixed is not None
+    # Eight sequences: 14 ms a step, so three of them are 42 ms.
+    engine.waiting = 1.0
+    states = []
+    for _ in range(4):
+        engine.work(0.02)
+        states.append(engine.look().state)
+    assert states == [OK, OK, OK, EXHAUSTED]
+
+
+@pytest.mark.parametrize("waiting", [0.0, 0.4])
+def test_less_than_one_waiting_is_none(waiting):
+    engine = calm()
+    assert engine.poll(5, waiting=waiting).state is OK
+
+
+def test_demand_below_the_floor_is_low():
+    engine = calm()
+    assert engine.poll(2, running=80.0).state is OK
+    assert engine.poll(2, running=81.0).state is LOW
+    assert engine.poll(2, running=100.0).state is EXHAUSTED
+
+
+def test_preempting_is_exhausted_until_some_seconds_after():
+    engine = calm()
+    engine.counters["preemptions"] += 1
+    derived = engine.poll(0.5)
+    assert (derived.state, derived.reason) == (EXHAUSTED, "preempting")
+    assert derived.binding is Constraint.KV_CACHE
+    assert engine.poll(5.0).state is EXHAUSTED
+    assert engine.poll(0.5).state is OK
+
+
+def test_preemptions_before_the_first_poll_are_not_preempting():
+    engine = Engine()
+    engine.counters["preemptions"] = 1000.0
+    assert engine.poll(60, running=8.0).state is OK
+
+
+@pytest.mark.parametrize("gauge", ["running", "waiting"])
+def test_a_missing_gauge_is_unknown_and_not_zero(gauge):
+    engine = calm()
+    engine.drop = (gauge,)
+    derived = engine.poll(0.5)
+    assert (derived.state, derived.reason) == (UNKNOWN, "no_gauges")
+    assert (derived.demand, derived.headroom, derived.ratio) == (None, None, None)
+    engine.drop = ()
+    assert engine.poll(0.5).state is OK
+
+
+def test_without_a_usage_gauge_the_cache_is_unknown():
+    engine = Engine(drop=("kv_usage",))
+    derived = engine.poll(60, running=8.0)
+    assert derived.state is UNKNOWN
+    assert dict(derived.capacities) == {}
+    assert engine.seen().kv_occupancy.milliseconds[-1] == 0
+    assert engine.seen().effective_batch.milliseconds[-1] == 59_500
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_without_a_counter_the_gauges_still_count(counter):
+    engine = Engine(drop=(counter, "inter_token_seconds"))
+    derived = engine.poll(60, running=8.0)
+    assert derived.demand == 8.0
+    assert engine.seen().demand.milliseconds[-1] == 59_500
+
+
+# --- stale gauges --------------------------------------------------------------------------------
+
+
+def test_gauges_that_stand_still_while_sequences_run_become_unknown():
+    engine = calm()
+    engine.look()
+    assert engine.freeze(STALE_SECONDS).state is OK
+    derived = engine.freeze(0.5)
+    assert (derived.state, derived.reason) == (UNKNOWN, "stale_gauges")
+    now = (derived.demand, derived.headroom, derived.ratio, derived.spike_multiple)
+    assert now == (None,) * 4
+
+
+def test_from_stale_gauges_nothing_is_learnt_or_counted_but_the_time():
+    engine = calm()
+    engine.freeze(STALE_SECONDS + 1)
+    before = engine.seen()
+    engine.freeze(120)
+    after = engine.seen()
+    assert after.footprint == before.footprint
+    assert after.fit == before.fit
+    for field_name in ("effective_batch", "demand", "kv_occupancy", "constraint_seconds"):
+        assert getattr(after, field_name) == getattr(before, field_name)
+    assert after.state_seconds[UNKNOWN] - before.state_seconds[UNKNOWN] == pytest.approx(120)
+    # The peaks of the last minute have left it, and none came in.
+    assert dict(after.peak_demand) == {300: 8.0}
+
+
+def test_an_engine_that_hangs_with_a_queue_teaches_no_slots():
+    engine = calm()
+    engine.waiting = 5.0
+    assert engine.freeze(STALE_SECONDS).max_sequences == {}
+    assert engine.freeze(60).max_sequences == {}
+    assert engine.freeze(60).state is UNKNOWN
+
+
+def test_any_movement_ends_staleness():
+    engine = calm()
+    assert engine.freeze(30).state is UNKNOWN
+    assert engine.poll(0.5).state is OK
+
+
+@pytest.mark.parametrize("change", ["running", "waiting", "usage"])
+def test_a_gauge_that_moves_is_not_stale(change):
+    engine = calm()
+    engine.usage = 0.08
+    for poll in range(60):
+        setattr(
+            engine, change, {"running": 8.0, "waiting": 0.0, "usage": 0.08}[change] + poll % 2 / 4
+        )
+        engine.freeze(0.5)
+    assert engine.look().reason != "stale_gauges"
+
+
+def test_an_idle_engine_that_stands_still_is_not_stale():
+    engine = calm()
+    engine.running = 0.0
+    assert engine.freeze(600).state is OK
+
+
+# --- restarts and gaps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_any_counter_that_goes_back_is_a_restart(counter):
+    engine = calm()
+    engine.poll(0.5)
+    if counter == "preemptions":
+        engine.memory = RankMemory(max_gap=5.0)
+        engine.counters[counter] = 7.0
+        engine.poll(60)
+    assert engine.seen().footprint is not None
+    engine.counters[counter] -= 1.0
+    engine.look()
+    assert engine.seen().footprint is None
+
+
+def test_a_restart_forgets_what_was_learnt_of_the_old_process():
+    engine = calm(slots=None)
+    engine.poll(30, running=40.0)
+    engine.poll(30, running=60.0, waiting=9.0)
+    before = engine.seen()
+    assert before.footprint is not None
+    assert before.fit.fixed is not None
+    assert engine.look().max_sequences == {"inferred": 60.0}
+    engine.restart()
+    engine.running, engine.waiting = 1.0, 0.0
+    engine.work(1.0)
+    derived = engine.look()
+    assert (derived.state, derived.reason) == (UNKNOWN, "no_capacity_known")
+    assert derived.max_sequences == {}
+    after = engine.seen()
+    assert after.footprint is None
+    assert (after.fit.fixed, after.fit.windows) == (None, 0.0)
+
+
+def test_a_restart_integrates_nothing_across_and_takes_nothing_back():
+    engine = calm()
+    before = engine.seen()
+    engine.restart()
+    engine.work(1.0)
+    engine.look()
+    assert engine.seen().demand == before.demand
+    assert engine.seen().state_seconds == before.state_seconds
+    engine.poll(1.0)
+    assert engine.seen().demand.milliseconds[-1] == before.demand.milliseconds[-1] + 1000
+
+
+def test_a_restart_is_no_preemption_and_no_negative_rate():
+    engine = calm()
+    engine.counters["preemptions"] = 50.0
+    engine.poll(30)
+    engine.restart()
+    engine.counters["preemptions"] = 3.0
+    assert engine.poll(60).state is OK
+
+
+def test_a_gap_is_not_integrated():
+    engine = calm()
+    before = engine.seen()
+    engine.work(5.5)
+    engine.look()
+    assert engine.seen().demand == before.demand
+    assert engine.seen().state_seconds == before.state_seconds
+    engine.work(5.0)
+    engine.look()
+    assert engine.seen().demand.milliseconds[-1] == before.demand.milliseconds[-1] + 5000
+
+
+def test_a_gap_forgets_nothing_that_was_learnt():
+    engine = calm()
+    before = engine.seen()
+    engine.work(600.0)
+    assert engine.look().sustainable == 100
+    assert engine.seen().footprint.mean == pytest.approx(before.footprint.mean)
+
+
+def test_a_queue_on_both_sides_of_a_gap_did_not_stand_all_along():
+    engine = calm()
+    engine.poll(0.5, waiting=3.0)
+    engine.work(600.0)
+    assert engine.look().state is OK
+    assert engine.poll(0.5).state is EXHAUSTED
+
+
+def test_a_plateau_does_not_span_a_gap():
+    engine = calm()
+    engine.poll(4.5, running=30.0, waiting=5.0)
+    engine.work(10.0)
+    assert engine.look().max_sequences == {}
+    assert engine.poll(1.0).max_sequences == {}
+    assert engine.poll(5.0).max_sequences == {"inferred": 30.0}
+
+
+def test_a_clock_that_stands_still_or_goes_back_integrates_nothing():
+    engine = calm()
+    before = engine.seen()
+    engine.look()
+    engine.now -= 3.0
+    engine.look()
+    assert engine.seen().demand == before.demand
+
+
+# --- integrals -----------------------------------------------------------------------------------
+
+
+def test_half_of_an_interval_goes_to_each_of_its_ends():
+    engine = Engine()
+    engine.running = 2.0
+    engine.look()
+    engine.work(1.0)
+    engine.running = 10.0
+    engine.look()
+    seen = engine.seen().effective_batch
+    assert seen.milliseconds[seen.bounds.index(2)] == 500
+    assert seen.milliseconds[-1] == 1000
+    assert seen.sum == 2 * 500 + 10 * 500
+
+
+def test_every_second_has_a_state():
+    engine = calm()
+    engine.poll(10, waiting=3.0)
+    engine.poll(10, waiting=0.0, running=90.0)
+    engine.freeze(20)
+    seen = engine.seen().state_seconds
+    assert sum(seen.values()) == pytest.approx(99.5)
+    assert all(seen[state] > 0 for state in HeadroomState)
+
+
+def test_constraint_seconds_count_the_binding_one():
+    engine = calm()
+    before = engine.seen().constraint_seconds
+    engine.poll(10, slots=12.0)
+    after = engine.seen().constraint_seconds
+    assert after[Constraint.SLOTS] - before[Constraint.SLOTS] == pytest.approx(9.75)
+    assert after[Constraint.KV_CACHE] - before[Constraint.KV_CACHE] == pytest.approx(0.25)
+    assert Constraint.PLAN not in after
+
+
+def test_peaks_are_of_fixed_windows():
+    engine = calm()
+    engine.poll(1, running=50.0, waiting=3.0)
+    engine.poll(100, running=4.0, waiting=0.0)
+    seen = engine.seen()
+    assert dict(seen.peak_running) == {60: 4.0, 300: 50.0}
+    assert dict(seen.peak_demand) == {60: 4.0, 300: 53.0}
+    assert seen.peak_kv_usage[300] == pytest.approx(0.5)
+
+
+# --- what binds ----------------------------------------------------------------------------------
+
+
+def test_all_slots_in_use_and_a_queue_bind_slots():
+    engine = calm(slots=12.0)
+    derived = engine.poll(2, running=12.0, waiting=6.0)
+    assert (derived.binding, derived.sustainable) == (Constraint.SLOTS, 12)
+    # The gauge dips between steps.
+    assert engine.poll(0.5, running=11.0).binding is Constraint.SLOTS
+
+
+def test_slots_are_inferred_from_a_plateau():
+    engine = calm()
+    derived = engine.poll(8, running=12.0, waiting=6.0)
+    assert derived.max_sequences == {"inferred": 12.0}
+    assert (derived.binding, derived.sustainable) == (Constraint.SLOTS, 12)
+
+
+def test_no_room_for_the_next_prompt_binds_the_cache():
+    engine = calm(slots=64.0)
+    # The mean prompt is 30 % of the pool.
+    engine.histograms = {
+        "request_prompt_tokens": Histogram(bounds=(1.0,), counts=(0.0, 10.0), sum=300_000.0)
+    }
+    derived = engine.poll(8, running=12.0, waiting=6.0, usage=0.75)
+    assert derived.binding is Constraint.KV_CACHE
+    assert derived.sustainable <= 12
+
+
+def test_a_queue_while_slots_and_cache_are_free_binds_prefill():
+    engine = calm(slots=64.0)
+    derived = engine.poll(2, running=12.0, waiting=6.0)
+    assert (derived.binding, derived.sustainable) == (Constraint.PREFILL, 12)
+
+
+def test_a_queue_for_nobody_knows_what_binds_nothing_but_holds():
+    engine = calm()
+    derived = engine.poll(2, running=12.0, waiting=6.0)
+    assert (derived.binding, derived.sustainable, derived.headroom) == (None, 12, -6)
+
+
+def test_a_huge_prompt_that_fills_the_pool_is_not_taken_for_slots():
+    engine = calm()
+    engine.histograms = {
+        "request_prompt_tokens": Histogram(bounds=(1.0,), counts=(0.0, 10.0), sum=300_000.0)
+    }
+    derived = engine.poll(60, running=12.0, waiting=6.0, usage=0.75)
+    assert derived.max_sequences == {}
+
+
+# --- what is learnt ------------------------------------------------------------------------------
+
+
+def test_the_step_time_of_a_varied_load_is_learnt():
+    engine = Engine(turnover=0.0)
+    for running in (2.0, 10.0, 20.0, 6.0, 30.0, 14.0):
+        engine.poll(10, running=running)
+    fit = engine.seen().fit
+    assert fit.fixed == pytest.approx(0.010, rel=0.02)
+    assert fit.per_sequence == pytest.approx(0.0005, rel=0.02)
+    assert engine.look().marginal_gain == pytest.approx((0.010 / 0.017) ** 2, rel=0.05)
+
+
+def test_a_window_with_an_idle_poll_in_it_is_not_learnt():
+    engine = Engine()
+    for _ in range(60):
+        engine.poll(1.0, running=8.0)
+        engine.poll(0.5, running=0.0)
+    assert engine.seen().fit.windows == 0
+
+
+def test_changed_clocks_forget_the_step_time_and_nothing_else():
+    engine = Engine(turnover=4.0)
+    for running in (2.0, 10.0, 20.0, 6.0, 30.0, 14.0):
+        engine.poll(10, running=running)
+    assert engine.seen().fit.fixed is not None
+    footprint = engine.seen().footprint
+    engine.memory.forget_step_time()
+    assert engine.seen().fit.windows == 0
+    assert engine.seen().footprint == footprint
+
+
+PLAN = PlanConfig(
+    prompt_tokens=Lengths(p50=1000, p95=2000), output_tokens=Lengths(p50=500, p95=1000)
+)
+
+
+def test_an_idle_engine_is_reckoned_with_the_plan_and_a_busy_one_with_what_it_does():
+    engine = Engine(plan=PLAN)
+    derived = engine.poll(10, running=0.0)
+    assert derived.state is OK
+    assert engine.seen().footprint.basis == "plan"
+    assert 50 < derived.sustainable < 80
+    derived = engine.poll(60, running=8.0)
+    assert engine.seen().footprint.basis == "live"
+    assert derived.sustainable == 100
+
+
+def test_the_plan_s_pool_stands_in_for_one_the_engine_does_not_tell():
+    engine = Engine(plan=PLAN, drop=("kv_capacity_tokens",))
+    assert engine.poll(10, running=0.0).state is UNKNOWN
+    engine.plan = replace(PLAN, kv_cache_tokens=200_000.0)
+    derived = engine.poll(10)
+    assert derived.state is OK
+    assert derived.sustainable > 100
+
+
+def test_latency_capacity_comes_from_the_fit_and_the_spread_of_inter_token_latency():
+    engine = Engine(turnover=0.0, plan=PlanConfig(tpot_p95_seconds=0.04))
+    counts = [0.0] * 5
+
+    def spread(_):
+        # A p95 at 25 ms, a mean of 12.5 ms: twice as long.
+        counts[:] = [counts[0] + 50, counts[1] + 95, *(c + 100 for c in counts[2:])]
+        engine.histograms = {
+            "inter_token_latency_seconds": Histogram(
+                bounds=BOUNDS, counts=tuple(counts), sum=counts[-1] * 0.0125
+            )
+        }
+
+    for running in (2.0, 10.0, 20.0, 6.0, 30.0, 14.0):
+        for half in range(4):
+            spread(half)
+            engine.poll(2.5, running=running)
+    derived = engine.look()
+    # 10 ms + 0.5 ms x 20 = 40 ms / 2.
+    assert derived.capacities[Constraint.LATENCY] == pytest.approx(20, abs=1)
+
+
+def test_a_spike_multiplies_the_busier_of_the_last_minute_and_the_last_seconds():
+    engine = calm()
+    assert engine.look().spike_multiple == pytest.approx(100 / 8)
+    # It has come: what counts is what is left of it.
+    assert engine.poll(10, running=40.0).spike_multiple == pytest.approx(2.5, rel=0.1)
+    # It has gone: for a minute it was part of the mean.
+    derived = engine.poll(15, running=4.0)
+    minute = (8 * 35 + 40 * 10 + 4 * 15) / 60
+    assert derived.spike_multiple == pytest.approx(100 / minute, rel=0.1)
+
+
+def test_computed_prompts_that_appear_late_are_no_burst_and_no_negative_rate():
+    engine = calm()
+    before = engine.memory._prompt_rate.mean(engine.now, at_least=5.0)
+    sample = engine.sample()
+    engine.now += 0.5
+    engine.memory.observe(engine.now, replace(sample, computed_prompt_tokens=3.0))
+    after = engine.memory._prompt_rate.mean(engine.now, at_least=5.0)
+    assert after == pytest.approx(before)
+
+
+# --- completions ---------------------------------------------------------------------------------
+
+
+def test_completed_is_first_tokens_less_what_runs():
+    sample = RankSample(
+        rank="0",
+        model_name="m",
+        generation_tokens=211_499.0,
+        inter_token_count=210_515.0,
+        running=22.0,
+    )
+    assert completed(sample) == 962
+
+
+def test_under_speculative_decoding_completed_is_what_finished():
+    sample = RankSample(
+        rank="0",
+        model_name="m",
+        generation_tokens=1000.0,
+        inter_token_count=300.0,
+        running=2.0,
+        spec_drafts=300.0,
+        finished={"stop": 5.0, "length": 2.0},
+    )
+    assert completed(sample) == 7
+    assert completed(replace(sample, finished={})) is None
+
+
+@pytest.mark.parametrize("missing", ["generation_tokens", "inter_token_count", "running"])
+def test_completed_is_unknown_where_nothing_tells(missing):
+    fields = {"generation_tokens": 9.0, "inter_token_count": 2.0, "running": 1.0}
+    del fields[missing]
+    assert completed(RankSample(rank="0", model_name="m", **fields)) is None

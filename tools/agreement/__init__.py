@@ -1,0 +1,1 @@
+"""The simulated engine against recorded runs of a real vLLM; see docs/simulator-validation.md."""
