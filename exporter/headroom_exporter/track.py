@@ -148,6 +148,9 @@ class EngineTrack:
 
     def _note_restart(self, sample: EngineSample, *, after_failure: bool) -> None:
         changed = None not in (sample.started, self._started) and sample.started != self._started
+        if changed:
+            for rank in self._ranks.values():
+                rank.memory.restart()
         if changed or after_failure:
             self.facts_wanted = True
         if sample.started is not None:

@@ -1,6 +1,5 @@
 """Whatever samples come, in whatever rhythm: nothing is lost, nothing goes back, unknown is no number."""
 
-
 from __future__ import annotations
 
 import math

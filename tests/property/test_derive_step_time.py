@@ -1,6 +1,5 @@
 """Whatever windows come, the fit is sane or unknown; its inverses invert it."""
 
-
 from __future__ import annotations
 
 import math

@@ -150,7 +150,7 @@ def test_every_known_constraint_has_its_capacity():
         fit=FIT,
         p95_to_mean=1.25,
         prompt_rate=10_000.0,
-        mean_demand=12.0,
+        mean_running=12.0,
     )
     plan = PlanConfig(concurrency=10, tpot_p95_seconds=0.04)
     assert capacities(seen, plan) == {

@@ -1,6 +1,5 @@
 """How many sequences the KV cache holds: against public traces, quadrature and simulation."""
 
-
 from __future__ import annotations
 
 import csv

@@ -35,6 +35,9 @@ class Engine:
     # Sequences that come and go each second.
     turnover: float = 4.0
     prompt: float = 100.0
+    # Seconds that each prompt token costs.
+    cost: float = 0.0
+    block: float = 16.0
     counters: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys((*COUNTERS, "inter_token_seconds"), 0.0)
     )
@@ -43,7 +46,8 @@ class Engine:
     drop: tuple[str, ...] = ()
 
     def step_time(self):
-        return 0.010 + 0.0005 * self.running
+        share = self.cost * self.turnover * self.prompt
+        return (0.010 + 0.0005 * self.running) / (1 - share)
 
     def work(self, seconds):
         """Run for a while."""
@@ -66,7 +70,7 @@ class Engine:
             "waiting": self.waiting,
             "kv_usage": self.running * self.share if self.usage is None else self.usage,
             "kv_capacity_tokens": 100_000.0,
-            "block_tokens": 16.0,
+            "block_tokens": self.block,
             "histograms": self.histograms,
             **self.counters,
         }
@@ -405,6 +409,13 @@ def test_constraint_seconds_count_the_binding_one():
     assert Constraint.PLAN not in after
 
 
+def test_occupancy_is_integrated_like_the_batch():
+    engine = calm()
+    seen = engine.seen().kv_occupancy
+    assert seen.milliseconds[-1] == 59_500
+    assert seen.sum / seen.milliseconds[-1] == pytest.approx(0.08)
+
+
 def test_peaks_are_of_fixed_windows():
     engine = calm()
     engine.poll(1, running=50.0, waiting=3.0)
@@ -450,6 +461,13 @@ def test_a_queue_while_slots_and_cache_are_free_binds_prefill():
     assert (derived.binding, derived.sustainable) == (Constraint.PREFILL, 12)
 
 
+def test_a_queue_below_what_has_run_before_binds_prefill():
+    engine = calm()
+    engine.poll(2, running=20.0)
+    derived = engine.poll(10, running=12.0, waiting=6.0)
+    assert (derived.binding, derived.sustainable) == (Constraint.PREFILL, 12)
+
+
 def test_a_queue_for_nobody_knows_what_binds_nothing_but_holds():
     engine = calm()
     derived = engine.poll(2, running=12.0, waiting=6.0)
@@ -465,6 +483,16 @@ def test_a_huge_prompt_that_fills_the_pool_is_not_taken_for_slots():
     assert derived.max_sequences == {}
 
 
+@pytest.mark.parametrize(("block", "fit"), [(1.0, 71), (2001.0, 70)])
+def test_the_next_prompt_needs_room_in_whole_blocks(block, fit):
+    engine = calm(block=block)
+    # The mean of two prompts: 29,950 tokens of 100,000, and half a block.
+    engine.histograms = {
+        "request_prompt_tokens": Histogram(bounds=(1.0,), counts=(0.0, 2.0), sum=59_900.0)
+    }
+    assert engine.look().capacities[Constraint.KV_CACHE] == fit
+
+
 # --- what is learnt ------------------------------------------------------------------------------
 
 
@@ -476,6 +504,18 @@ def test_the_step_time_of_a_varied_load_is_learnt():
     assert fit.fixed == pytest.approx(0.010, rel=0.02)
     assert fit.per_sequence == pytest.approx(0.0005, rel=0.02)
     assert engine.look().marginal_gain == pytest.approx((0.010 / 0.017) ** 2, rel=0.05)
+
+
+def test_prefill_capacity_is_today_s_demand_by_the_time_its_prompts_take():
+    engine = Engine(cost=0.0002)
+    for prompt in (100.0, 500.0, 200.0, 700.0, 50.0, 400.0):
+        for running in (4.0, 20.0, 12.0):
+            engine.poll(10, running=running, prompt=prompt)
+    fit = engine.seen().fit
+    assert fit.per_prefill_token == pytest.approx(0.0002, rel=0.02)
+    # Three minutes of 12 on average and 4 prompts a second of 325 tokens: 26 % of the time.
+    derived = engine.look()
+    assert derived.capacities[Constraint.PREFILL] == pytest.approx(12 * 0.8 / 0.26, abs=2)
 
 
 def test_a_window_with_an_idle_poll_in_it_is_not_learnt():

@@ -362,3 +362,11 @@ def test_step_times_can_be_forgotten() -> None:
     replay.track.forget_step_time()
     replay.take(recorded[-1])
     assert windows() <= 1
+
+
+def test_a_process_that_started_anew_is_learnt_anew_even_where_no_counter_fell(fed: Fed) -> None:
+    fed.take(page())
+    rank = next(iter(fed.track._ranks.values()))
+    learnt = rank.memory._footprint
+    fed.take(page(started=200.0))
+    assert rank.memory._footprint is not learnt

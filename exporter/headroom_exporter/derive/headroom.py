@@ -43,7 +43,7 @@ class Evidence:
         prompt_share: Share of the pool that a mean prompt takes.
         base_demand: What a spike multiplies: mean demand over the last minute or the last ten
             seconds, the larger.
-        mean_demand: Time-weighted mean demand over the last minutes.
+        mean_running: Time-weighted mean of running over the last minutes.
         prompt_rate: Computed prompt tokens per second over the same minutes.
         p95_to_mean: Spread of inter-token latency over the last minutes.
         prompts: The engine's histogram of prompt lengths.
@@ -63,7 +63,7 @@ class Evidence:
     fit: StepFit | None = None
     prompt_share: float | None = None
     base_demand: float | None = None
-    mean_demand: float | None = None
+    mean_running: float | None = None
     prompt_rate: float | None = None
     p95_to_mean: float | None = None
     prompts: Histogram | None = None
@@ -132,7 +132,7 @@ def capacities(seen: Evidence, plan: PlanConfig) -> dict[Constraint, float]:
             seen.fit, plan.tpot_p95_seconds, seen.p95_to_mean
         ),
         Constraint.PREFILL: step_time.prefill_capacity(
-            seen.fit, seen.prompt_rate, seen.mean_demand
+            seen.fit, seen.prompt_rate, seen.mean_running
         ),
         Constraint.PLAN: plan.concurrency,
     }

@@ -70,16 +70,16 @@ class RankMemory:
             field: {window: Peak(window) for window in PEAK_WINDOWS}
             for field in ("running", "demand", "kv_usage")
         }
-        self._forget()
+        self.restart()
 
-    def _forget(self) -> None:
+    def restart(self) -> None:
         """Start again with the engine: what was learnt of the old process says nothing of the new one."""
         self._previous: tuple[float, RankSample, Derived] | None = None
         self._window_start: tuple[float, RankSample] | None = None
         self._footprint = kv_cache.FootprintMeter()
         self._plateau = PlateauMeter()
         self._base_demand = tuple(RollingMean(seconds) for seconds in SPIKE_BASE_SECONDS)
-        self._mean_demand = RollingMean(TREND_SECONDS)
+        self._mean_running = RollingMean(TREND_SECONDS)
         self._prompt_rate = RollingMean(TREND_SECONDS)
         self._gaps = histograms.HistogramWindow(TREND_SECONDS)
         self._recent_running = Peak(RECENT_SECONDS)
@@ -113,7 +113,7 @@ class RankMemory:
             argument_slots: max_num_seqs from the engine's command line.
         """
         if self._previous is not None and _restarted(self._previous[1], sample):
-            self._forget()
+            self.restart()
         before = self._previous
         seconds = now - before[0] if before is not None else 0.0
         if before is not None and not 0 < seconds <= self._max_gap:
@@ -151,6 +151,8 @@ class RankMemory:
         preempted = _delta(before, sample, lambda s: s.preemptions)
         if preempted:
             self._preempted_at = now
+        if before is not None and before.running is not None:
+            self._mean_running.add(now, (before.running + running) / 2 * seconds, seconds)
         prompts = _computed_prompts(before, sample)
         if waiting is not None:
             self._plateau.add(
@@ -193,7 +195,6 @@ class RankMemory:
             mean = (before.demand + after.demand) / 2
             for base in self._base_demand:
                 base.add(now, mean * seconds, seconds)
-            self._mean_demand.add(now, mean * seconds, seconds)
 
     def _note_movement(self, now: float, sample: RankSample) -> None:
         image = (
@@ -256,7 +257,7 @@ class RankMemory:
             fit=self._fit,
             prompt_share=_prompt_share(sample),
             base_demand=self._spike_base(now),
-            mean_demand=self._mean_demand.mean(now, at_least=RECENT_SECONDS),
+            mean_running=self._mean_running.mean(now, at_least=RECENT_SECONDS),
             prompt_rate=self._prompt_rate.mean(now, at_least=RECENT_SECONDS),
             p95_to_mean=self._p95_to_mean(),
             prompts=sample.histograms.get("request_prompt_tokens"),

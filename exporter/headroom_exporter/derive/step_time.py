@@ -317,20 +317,21 @@ MAX_PREFILL_SHARE = 0.8
 
 
 def prefill_capacity(
-    fit: StepFit | None, prompt_tokens_per_second: float | None, demand: float | None
+    fit: StepFit | None, prompt_tokens_per_second: float | None, running: float | None
 ) -> float | None:
     """
-    Demand at which computing prompts takes 80 % of the engine's time, at today's mix.
+    Sequences at which computing prompts takes 80 % of the engine's time, at today's mix.
 
-    The share of time is rho = seconds per prompt token x computed prompt tokens per second, and grows with
-    demand in proportion: capacity = demand x 0.8 / rho.
+    The share of time is rho = seconds per prompt token x computed prompt tokens per second, and grows in
+    proportion with what runs: capacity = running x 0.8 / rho. (Not with demand: a queue adds to that and
+    computes nothing.)
 
     Args:
         fit: Step time.
         prompt_tokens_per_second: Computed ones, mean over some minutes; cached ones cost nothing.
-        demand: Mean over the same time.
+        running: Mean over the same time.
     """
-    if fit is None or fit.per_prefill_token is None or not prompt_tokens_per_second or not demand:
+    if fit is None or fit.per_prefill_token is None or not prompt_tokens_per_second or not running:
         return None
     rho = fit.per_prefill_token * prompt_tokens_per_second
-    return float(math.floor(demand * MAX_PREFILL_SHARE / rho))
+    return float(math.floor(running * MAX_PREFILL_SHARE / rho))
