@@ -33,7 +33,8 @@ from headroom_exporter.simulate.frontend import Frontend
 from headroom_exporter.simulate.load import TraceLoad
 from headroom_exporter.simulate.profiles import find
 from headroom_exporter.simulate.server import serve
-from headroom_exporter.simulate.trace import read, repeat
+from headroom_exporter.simulate.trace import read
+from headroom_exporter.simulate.traffic import repeat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from golden import lint
 from headroom_exporter.config import EngineConfig, PollConfig
-from headroom_exporter.engines import ALL_FULL_NAMES, detect, parse_page
+from headroom_exporter.engines import ALL_FULL_NAMES, base, detect, parse_page
 from headroom_exporter.engines.base import (
     MAX_LABEL_LENGTH,
     MAX_RANKS,
@@ -339,3 +339,18 @@ def test_half_of_all_bytes_cut_is_noticed_unless_at_a_lines_end(name: str) -> No
             continue
         with pytest.raises(Malformed, match="middle of a line"):
             parse_page(whole[:cut], ALL_FULL_NAMES)
+
+
+@given(data=st.data())
+def test_a_series_read_before_reads_the_same_again(data: st.DataObject) -> None:
+    """Remembered labels change nothing: a page reads alike the first, second and a third, altered time."""
+    text = (PAGES / REAL[0]).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.partition("{")[0] in VLLM.full_names]
+    values = st.floats(allow_nan=False).map(repr) | st.sampled_from(["1 1700000000000", "+Inf"])
+    value = data.draw(values)
+    index = data.draw(st.integers(0, len(lines) - 1))
+    lines[index] = lines[index].rpartition(" ")[0] + " " + value
+    page = ("\n".join(lines) + "\n").encode()
+    base._read_before.clear()
+    fresh = parse_page(page, VLLM.full_names).series
+    assert parse_page(page, VLLM.full_names).series == fresh

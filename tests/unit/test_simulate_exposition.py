@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from headroom_exporter.simulate.events import Event
 from headroom_exporter.simulate.exposition import Page
-from headroom_exporter.simulate.frontend import Event, Frontend, Limits
+from headroom_exporter.simulate.frontend import Frontend, Limits
 from headroom_exporter.simulate.requests import Request
 from simulation import TINY_CPU
 

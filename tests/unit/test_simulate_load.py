@@ -10,7 +10,8 @@ import pytest
 
 from headroom_exporter.errors import ConfigError
 from headroom_exporter.simulate.engine import SimulatedEngine
-from headroom_exporter.simulate.frontend import Event, Frontend, Limits
+from headroom_exporter.simulate.events import Event
+from headroom_exporter.simulate.frontend import Frontend, Limits
 from headroom_exporter.simulate.lengths import LengthDistribution
 from headroom_exporter.simulate.load import Phase, Script, ScriptedLoad, TraceLoad
 from headroom_exporter.simulate.requests import Finished, Request

@@ -9,7 +9,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
-from headroom_exporter.simulate.frontend import Event, Frontend
+from headroom_exporter.simulate.events import Event
+from headroom_exporter.simulate.frontend import Frontend
 from headroom_exporter.simulate.lengths import LengthDistribution
 from headroom_exporter.simulate.load import Phase, Script, ScriptedLoad
 from headroom_exporter.simulate.server import RealTimeRunner, make_app, serve

@@ -192,7 +192,7 @@ class _Client:
         self._model = specification["model"]
         self._prompt_range = specification["prompt_tokens"]
         self._output_range = specification["output_tokens"]
-        self._random = random.Random(specification["seed"])  # noqa: S311 - a load, not a secret
+        self._random = random.Random(specification["seed"])
         self._session = session
         self._log = log
 

@@ -9,6 +9,7 @@ import json
 import re
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,16 @@ STEP = struct.Struct("<ddd8i")
 REQUEST_COLUMNS = "arrival_s,prompt_tokens,output_tokens,sent_s,first_token_s,finished_s"
 ENGINE_COLUMNS = "queued_s,engine_first_token_s,engine_finished_s"
 STEP_COLUMNS = (
-    "start_us,seconds_us,log_us,"
-    "sequences,tokens,prompt_tokens,resident,preempted,running,waiting,free"
+    "start_us",
+    "log_us",
+    "sequences",
+    "tokens",
+    "prompt_tokens",
+    "resident",
+    "preempted",
+    "running",
+    "waiting",
+    "free",
 )
 
 
@@ -49,27 +58,57 @@ class Recorded:
 # --- the files -----------------------------------------------------------------------------------
 
 
-def write(recorded: Recorded, scratch: Path, stem: Path, *, step_log: bool) -> None:
-    """Write a run's files, ``stem`` and an ending each."""
+def write(recorded: Recorded, scratch: Path, stem: Path, *, logged: bool, keep_steps: bool) -> None:
+    """
+    Write a run's files, ``stem`` and an ending each.
+
+    Args:
+        recorded: The run.
+        scratch: Where step_log.py wrote.
+        stem: Path without an ending.
+        logged: Whether it did.
+        keep_steps: Write every step, not only their sums.
+    """
     start = recorded.start
     header = REQUEST_COLUMNS
     lines: list[list[object]] = [
         [*row, *(f"{at - start:.5f}" for at in result[:3])]
         for row, result in zip(recorded.rows, recorded.results, strict=True)
     ]
-    if step_log:
+    summary = recorded.summary
+    if logged:
         header += "," + ENGINE_COLUMNS
         engine = engine_times((scratch / "requests.csv").read_text(encoding="utf-8"), start)
         lines = [[*line, *engine[number]] for number, line in enumerate(lines)]
-        steps = list(STEP.iter_unpack((scratch / "steps.bin").read_bytes()))
-        write_csv(Path(f"{stem}.steps.csv.gz"), STEP_COLUMNS, step_lines(steps, start))
+        steps = step_lines(STEP.iter_unpack((scratch / "steps.bin").read_bytes()), start)
+        summary["busy_steps"] = busy_steps(steps)
+        if keep_steps:
+            write_csv(Path(f"{stem}.steps.csv.gz"), ",".join(STEP_COLUMNS), steps)
     write_csv(Path(f"{stem}.requests.csv.gz"), header, lines)
     polls = [
         [f"{at - start:.4f}", *(f"{value:.6g}" for value in rest)] for at, *rest in recorded.polls
     ]
     write_csv(Path(f"{stem}.polls.csv.gz"), ",".join(["at_s", *recorded.polled]), polls)
-    text = json.dumps(recorded.summary, indent=1)
+    text = json.dumps(summary, indent=1)
     Path(f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def busy_steps(steps: Sequence[Sequence[int]]) -> dict[str, float]:
+    """
+    Sums over the steps that another followed at once: how long they took, and what they computed.
+
+    Seconds are from start to start, without what the log itself took.
+    """
+    column = {name: number for number, name in enumerate(STEP_COLUMNS)}
+    sums = dict.fromkeys(("steps", "seconds", "sequences", "resident", "prompt_tokens"), 0.0)
+    for step, following in pairwise(steps):
+        if step[column["running"]] + step[column["waiting"]]:
+            microseconds = following[column["start_us"]] - step[column["start_us"]]
+            sums["steps"] += 1
+            sums["seconds"] += (microseconds - step[column["log_us"]]) / 1e6
+            for name in ("sequences", "resident", "prompt_tokens"):
+                sums[name] += step[column[name]]
+    return {name: round(value, 6) for name, value in sums.items()}
 
 
 def engine_times(text: str, start: float) -> dict[int, list[str]]:
@@ -84,11 +123,11 @@ def engine_times(text: str, start: float) -> dict[int, list[str]]:
     return found
 
 
-def step_lines(steps: Iterable[tuple[Any, ...]], start: float) -> list[list[object]]:
+def step_lines(steps: Iterable[tuple[Any, ...]], start: float) -> list[list[int]]:
     """Steps from the list's time 0 on, times in whole microseconds."""
     return [
-        [round((begin - start) * 1e6), round((end - begin) * 1e6), round(own * 1e6), *what]
-        for begin, end, own, *what in steps
+        [round((begin - start) * 1e6), round(own * 1e6), *what]
+        for begin, _, own, *what in steps
         if begin > start
     ]
 

@@ -126,8 +126,8 @@ class Figure:
 
     @property
     def agrees(self) -> bool:
-        """Whether every single repetition is within the limit."""
-        return abs(self.worst) <= self.limit
+        """Whether the means are within the limit of each other."""
+        return abs(self.error) <= self.limit
 
 
 def compare(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[Figure]:

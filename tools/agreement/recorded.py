@@ -74,6 +74,11 @@ class Step:
     waiting: int
     free: int
 
+    @property
+    def prompts(self) -> int:
+        """Prompts it computed, or parts of them: what is not decoded is one token a sequence."""
+        return self.sequences - (self.tokens - self.prompt)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -97,11 +102,21 @@ class Run:
         """As vLLM counted them."""
         return int(self.summary["preemptions"])
 
+    @property
+    def busy_steps(self) -> dict[str, float] | None:
+        """Sums over its steps (see run_files.busy_steps); None where they were not logged."""
+        found: dict[str, float] | None = self.summary.get("busy_steps")
+        return found
 
-def names(folder: Path, *, steps: bool = False) -> list[str]:
-    """Runs in a folder, in order: those with a log of the steps, or those without."""
-    found = sorted(path.name.removesuffix(".json") for path in folder.glob("*.json"))
-    return [name for name in found if (folder / f"{name}.steps.csv.gz").exists() == steps]
+
+def names(folder: Path) -> list[str]:
+    """Runs in a folder, in order."""
+    return sorted(path.name.removesuffix(".json") for path in folder.glob("*.json"))
+
+
+def names_with_steps(folder: Path) -> list[str]:
+    """Those of them whose every step was kept."""
+    return [name for name in names(folder) if (folder / f"{name}.steps.csv.gz").exists()]
 
 
 def load(folder: Path, name: str) -> Run:

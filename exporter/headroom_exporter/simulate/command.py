@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from headroom_exporter.errors import ConfigError, ListenError
 from headroom_exporter.simulate import generators
-from headroom_exporter.simulate.frontend import Frontend, Limits, parse_event
+from headroom_exporter.simulate.events import parse_event
+from headroom_exporter.simulate.frontend import Frontend, Limits
 from headroom_exporter.simulate.load import TraceLoad
 from headroom_exporter.simulate.profiles import Profile, find, profiles
 from headroom_exporter.simulate.progress import Progress, span
 from headroom_exporter.simulate.server import RealTimeRunner, serve
-from headroom_exporter.simulate.trace import (
-    Columns,
+from headroom_exporter.simulate.trace import Columns, read
+from headroom_exporter.simulate.traffic import (
     Survey,
-    read,
     repeat,
     scale,
     select,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from headroom_exporter.simulate.requests import Request
-    from headroom_exporter.simulate.trace import Arrivals
+    from headroom_exporter.simulate.traffic import Arrivals
 
 _REDRAW_SECONDS = 0.5
 

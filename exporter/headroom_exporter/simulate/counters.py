@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headroom_exporter.simulate.requests import Finished, Sequence
 
 # Bucket bounds as a vLLM 0.32 page shows them.
 TOKENS_PER_STEP = tuple(float(n) for n in (1, *(2**n for n in range(3, 15))))
@@ -94,6 +98,32 @@ class Counters:
         self.inference_time = Tally(REQUEST_TIME)
         self.prefill_time = Tally(REQUEST_TIME)
         self.decode_time = Tally(REQUEST_TIME)
+        self._max_model_len = max_model_len
+
+    def count_ended(self, record: Finished) -> None:
+        """Count what vLLM counts of every request that the engine itself ended."""
+        prompt, output = record.request.prompt_tokens, record.output_tokens
+        # Without max_tokens in the request, vLLM fills in what the model's length leaves.
+        allowed = output if record.reason == "length" else self._max_model_len - prompt
+        self.finished[record.reason] += 1
+        self.duration.observe(record.finished - record.request.arrival)
+        self.request_prompt.observe(prompt)
+        self.request_output.observe(output)
+        self.request_max_output.observe(output)
+        self.request_max_tokens.observe(allowed)
+        self.request_choices.observe(1)
+
+    def count_finished(self, sequence: Sequence, record: Finished) -> None:
+        """Count a request that gave all its tokens."""
+        self.count_ended(record)
+        decode = record.finished - sequence.first_token
+        self.request_computed_prompt.observe(record.request.prompt_tokens - sequence.cached)
+        self.request_preemptions.observe(record.preemptions)
+        self.request_token_interval.observe(decode / max(1, record.output_tokens - 1))
+        self.queue_time.observe(sequence.scheduled - sequence.accepted)
+        self.inference_time.observe(record.finished - sequence.scheduled)
+        self.prefill_time.observe(sequence.first_token - sequence.scheduled)
+        self.decode_time.observe(decode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

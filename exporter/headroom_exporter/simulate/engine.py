@@ -197,9 +197,7 @@ class SimulatedEngine:
         given_up = self._leave(on_finish)
         for sequence in given_up:
             record = self._end(sequence, self._generated(sequence), "abort")
-            self.counters.finished["abort"] += 1
-            self.counters.duration.observe(record.finished - record.request.arrival)
-            self._count_lengths(record)
+            self.counters.count_ended(record)
             if on_finish is not None:
                 on_finish(record)
         self._publish()
@@ -331,7 +329,7 @@ class SimulatedEngine:
             counters.step_tokens.observe(prompts + generated)
         scheduler.looked_up = scheduler.found = 0
         scheduler.chunks.clear()
-        records = [self._count_finished(sequence) for sequence in scheduler.finish(step)]
+        records = [self._finish(sequence) for sequence in scheduler.finish(step)]
         self._publish()
         if on_finish is not None:
             for record in records:
@@ -358,23 +356,12 @@ class SimulatedEngine:
         counters.cached_prompt_tokens += sequence.cached
         return request.prompt_tokens - sequence.cached
 
-    def _count_finished(self, sequence: Sequence) -> Finished:
-        """Count a request as vLLM does at its end."""
+    def _finish(self, sequence: Sequence) -> Finished:
+        """End a request that has given its last token."""
         whole = sequence.target == sequence.request.output_tokens
         reason = sequence.request.finish_reason if whole else "length"
         record = self._end(sequence, sequence.target, reason)
-        self._count_lengths(record)
-        decode = record.finished - sequence.first_token
-        counters = self.counters
-        counters.finished[reason] += 1
-        counters.request_computed_prompt.observe(record.request.prompt_tokens - sequence.cached)
-        counters.request_preemptions.observe(record.preemptions)
-        counters.request_token_interval.observe(decode / max(1, record.output_tokens - 1))
-        counters.duration.observe(record.finished - record.request.arrival)
-        counters.queue_time.observe(sequence.scheduled - sequence.accepted)
-        counters.inference_time.observe(record.finished - sequence.scheduled)
-        counters.prefill_time.observe(sequence.first_token - sequence.scheduled)
-        counters.decode_time.observe(decode)
+        self.counters.count_finished(sequence, record)
         return record
 
     def _end(self, sequence: Sequence, output_tokens: int, reason: str) -> Finished:
@@ -391,18 +378,6 @@ class SimulatedEngine:
             preemptions=sequence.preemptions,
             reason=reason,
         )
-
-    def _count_lengths(self, record: Finished) -> None:
-        """Lengths of a request that ended."""
-        counters = self.counters
-        prompt, output = record.request.prompt_tokens, record.output_tokens
-        # Without max_tokens in the request, vLLM fills in what the model's length leaves.
-        allowed = output if record.reason == "length" else self.profile.max_model_len - prompt
-        counters.request_prompt.observe(prompt)
-        counters.request_output.observe(output)
-        counters.request_max_output.observe(output)
-        counters.request_max_tokens.observe(allowed)
-        counters.request_choices.observe(1)
 
     def _publish(self) -> None:
         """Set the gauges."""

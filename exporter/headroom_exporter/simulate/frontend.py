@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from headroom_exporter.errors import ConfigError
 from headroom_exporter.simulate.counters import Integrals
 from headroom_exporter.simulate.engine import SimulatedEngine
+from headroom_exporter.simulate.events import Event
 from headroom_exporter.simulate.requests import Finished, OnFinish, Request
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 REJECTION_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens")
 # Between stop and ready (vLLM 0.32.0 with a tiny model on two cores); large models take minutes.
 START_SECONDS = 40.0
-ACTIONS = ("restart", "sleep", "wake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +42,6 @@ class Limits:
 
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Event:
-    """
-    Something an operator does.
-
-    Attributes:
-        at: Virtual seconds.
-        action: ``restart``, ``sleep`` or ``wake``.
-        level: Of sleep: 0, 1 or 2.
-    """
-
-    at: float
-    action: str
-    level: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -350,25 +334,3 @@ def _turn_away(request: Request, reason: str, on_finish: OnFinish | None) -> Non
                 reason=reason,
             )
         )
-
-
-def parse_event(text: str) -> Event:
-    """
-    Understand ``restart@600``, ``sleep@600``, ``sleep:2@600`` or ``wake@900``.
-
-    Raises:
-        ConfigError: it is none of them.
-    """
-    action, _, moment = text.partition("@")
-    action, _, level = action.partition(":")
-    try:
-        event = Event(at=float(moment), action=action, level=int(level or 1))
-    except ValueError:
-        event = Event(at=-1.0, action=action)
-    levels = (0, 1, 2) if action == "sleep" else (1,)
-    if action not in ACTIONS or not 0 <= event.at < inf or event.level not in levels:
-        raise ConfigError(
-            f"event {text!r}: must be restart@SECONDS, sleep@SECONDS, sleep:LEVEL@SECONDS (level 0, "
-            "1 or 2) or wake@SECONDS"
-        )
-    return event
