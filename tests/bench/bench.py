@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[0] = str(TESTS)
 sys.path.insert(1, str(TESTS.parent / "exporter"))
 
-from bench import engine_cost, fleet, micro, process, report  # noqa: E402
+from bench import engine_cost, fleet, micro, process, replaying, report  # noqa: E402
 
 VENV_VARIABLE = "HEADROOM_VLLM_VENV"
 COUNTS = (1, 8, 32)
@@ -82,7 +82,9 @@ def _measure(arguments: argparse.Namespace, directory: Path) -> list[report.Row]
     for rows_of in (fleet.polling_rows, fleet.scraping_rows):
         rows += [row for each in fleets for row in rows_of(each)]
     _say("single steps")
-    return rows + micro.rows()
+    rows += micro.rows()
+    _say("a day in virtual time")
+    return rows + replaying.rows(quick=quick)
 
 
 def _say(doing: str) -> None:
