@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         DOC.write_text(text, encoding="utf-8")
     off = [
-        f"{workload.name}: {figure.kind}: {report.percent(figure.worst)}, limit {figure.limit:.0%}"
+        f"{workload.name}: {figure.kind}: {report.percent(figure.error)}, limit {figure.limit:.0%}"
         for workload in found
         for figure in workload.figures
         if workload.name not in KNOWN_OFF and not figure.agrees

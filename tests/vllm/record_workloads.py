@@ -9,8 +9,8 @@ counters that the exporter reads, and a summary. The scheduler logs its steps (s
 has their sums, ``--keep-steps`` keeps every one, ``--stock`` does without.
 
 A run must not depend on who else uses the machine. Ours go first (a fixed priority, where that is
-allowed), and what is left of every core is kept busy: virtual cores share a real one, and the engine's
-steps take up to 1.6 times as long while the other core works, on whatever.
+allowed), and what is left of every core is kept busy: virtual cores may share a real one, and then a
+step takes up to 1.6 times as long while the other core works, on whatever.
 """
 
 from __future__ import annotations

@@ -186,14 +186,15 @@ def workload_table(workload: Workload) -> str:
             " / ".join(number(value) for value in figure.measured),
             number(fmean(figure.simulated)),
             percent(figure.error),
+            percent(figure.worst),
             f"{figure.limit * 100:.0f} %" + ("" if figure.agrees else ": **missed**"),
             f"{figure.spread * 100:.1f} %",
             percent(moved),
         ]
         for figure, moved in zip(workload.figures, workload.moved, strict=True)
     ]
-    head = ["figure", "real runs", "simulated", "error", "limit", "spread of the real runs"]
-    return table([*head, "steps 1 % longer"], rows)
+    head = ["figure", "real runs", "simulated", "error", "worst single run", "limit"]
+    return table([*head, "spread of the real runs", "steps 1 % longer"], rows)
 
 
 def constants_table(found: Constants, front_end: FrontEnd) -> str:
