@@ -14,7 +14,7 @@ VLLM_VENV ?= $(if $(HEADROOM_VLLM_VENV),$(HEADROOM_VLLM_VENV),.venv-vllm)
 URL ?=
 LISTEN ?= 127.0.0.1:9890
 
-.PHONY: help demo run test unit lint type fmt docs golden packages wheel test-vllm validation validate-simulator throughput bench pins clean
+.PHONY: help demo run test unit lint type fmt docs golden packages wheel test-vllm validation validate-simulator throughput bench backtest boards rules-cost pins clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -39,17 +39,19 @@ fmt: $(DEV) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DEV) ## Check that docs/metrics.md is what the catalog says
+docs: $(DEV) ## Check that generated files are what their sources say
 	$(BIN)/python tools/metrics_doc.py --check
+	$(BIN)/python grafana/build.py --check
 
 golden: $(DEV) packages ## Write the golden files anew; look at the diff
 	$(BIN)/python tools/metrics_doc.py
 	$(BIN)/pytest tests/golden --update-golden
 
 packages: ## Debian packages that the tests need
-	@tools/packages.sh cc:gcc promtool:prometheus
+	@tools/packages.sh cc:gcc promtool:prometheus prometheus:prometheus amtool:prometheus-alertmanager \
+		prometheus-alertmanager:prometheus-alertmanager chromium:chromium
 
-test-vllm: $(DEV) ## Prove the exporter on a real vLLM, on this machine's CPU (3.4 GB, about ten minutes)
+test-vllm: $(DEV) packages ## Prove the exporter on a real vLLM, on this machine's CPU (3.4 GB, about ten minutes)
 	$(BIN)/python tools/install_vllm.py $(VLLM_VENV)
 	HEADROOM_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/pytest tests/vllm -m vllm
 
@@ -67,6 +69,17 @@ throughput: $(DEV) ## Hold the simulated engine's speed against published tables
 bench: $(DEV) packages ## Measure; asserts nothing
 	$(BIN)/python tools/install_vllm.py $(VLLM_VENV)
 	HEADROOM_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python tests/bench/bench.py
+
+backtest: $(DEV) packages ## Score the alert rules and everyone else's on 55 scenarios; write docs/backtest.md (20 minutes)
+	PYTHONPATH=tools $(BIN)/python -m scoreboard.board
+
+boards: $(DEV) packages ## Write the Grafana dashboards anew, their previews and what they cost
+	$(BIN)/python grafana/build.py
+	$(BIN)/python tools/boards_preview.py
+	$(BIN)/python tools/fleet_board_cost.py
+
+rules-cost: $(DEV) packages ## Measure what the rules cost a Prometheus at 1,000 and 10,000 engines; write docs/rules-cost.md
+	$(BIN)/python tools/rules_cost.py
 
 wheel: $(DEV) ## Build the wheel
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist

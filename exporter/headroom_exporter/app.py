@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headroom_exporter import __version__, web
 from headroom_exporter.config import Config, EngineConfig, PlanConfig, plan_for
@@ -19,10 +20,12 @@ from headroom_exporter.errors import ConfigError
 from headroom_exporter.expose import StateCollector, is_fresh, make_registry
 from headroom_exporter.gpus.nvml import NvmlGpus
 from headroom_exporter.gpus.reader import GpuReader
+from headroom_exporter.gpus.slowdowns import SlowdownWatch
 from headroom_exporter.poll import EnginePoller, make_session
 from headroom_exporter.samples import EngineState, GpuState, ReloadState, State
+from headroom_exporter.status.history import History
 from headroom_exporter.track import EngineTrack
-from headroom_exporter.web import WebSettings
+from headroom_exporter.web import StatusApi, WebSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,11 +43,6 @@ WATCH_SECONDS = 5.0
 # The loop counts as alive while its heart beats at least this often.
 HEARTBEAT_SECONDS = 1.0
 DEAD_SECONDS = 30.0
-# A GPU that slows itself down makes old step times wrong. Power capping is left out: it comes and goes
-# with every burst.
-SLOWDOWN_REASONS = frozenset(
-    {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake", "sw_thermal_slowdown"}
-)
 
 
 class Exporter:
@@ -55,14 +53,25 @@ class Exporter:
         config: What to poll, how, and the plans.
         path: File it came from, read again by ``reload``; None when there is none.
         gpu_source: Where GPU readings come from; NVML unless a simulation stands in.
+        simulated: What is watched is a simulation, and the status page must say so.
     """
 
     def __init__(
-        self, config: Config, *, path: Path | None = None, gpu_source: GpuSource | None = None
+        self,
+        config: Config,
+        *,
+        path: Path | None = None,
+        gpu_source: GpuSource | None = None,
+        simulated: bool = False,
     ) -> None:
         self._config = config
         self._path = path
         self._gpu_source = gpu_source
+        self._simulated = simulated
+        self._history = History()
+        # One offset for good: a clock that is set must not fold the history over.
+        self._wall_offset = time.time() - time.monotonic()
+        self._instance = os.urandom(8).hex()
         self._plans: dict[tuple[str, str], PlanConfig | None] = {}
         self._tracks: dict[str, EngineTrack] = {}
         self._engine_states: dict[str, EngineState] = {}
@@ -71,7 +80,7 @@ class Exporter:
         self._session: aiohttp.ClientSession | None = None
         self._gpus: GpuReader | None = None
         self._gpu_task: asyncio.Task[None] | None = None
-        self._slowdowns: frozenset[str] = frozenset()
+        self._slowdowns = SlowdownWatch()
         self._reload_lock = asyncio.Lock()
         self._reload = ReloadState(successful=True, at=time.time())
         self._beat = time.monotonic()
@@ -102,6 +111,36 @@ class Exporter:
     def registry(self) -> CollectorRegistry:
         """A registry that renders the latest State."""
         return make_registry(StateCollector(lambda: self.state, self.plan_of))
+
+    def status_api(self) -> StatusApi:
+        """What the status page and its readers ask."""
+        return StatusApi(state=self._document, history=self._past)
+
+    def _document(self) -> dict[str, Any]:
+        # Imported with the first visitor: most sidecars are only ever scraped.
+        from headroom_exporter.status.document import Source, document  # noqa: PLC0415
+
+        source = Source(
+            plan_of=self.plan_of,
+            history=self._history,
+            instance=self._instance,
+            simulated=self._simulated,
+        )
+        now = time.monotonic()
+        return document(self._state, source, now=now, wall=now + self._wall_offset)
+
+    def _past(self, engine: str, rank: str, model_name: str, since: float) -> dict[str, Any] | None:
+        ring = self._history.ring((engine, rank, model_name))
+        if ring is None:
+            return None
+        return {
+            "version": 1,
+            "instance": self._instance,
+            "engine": engine,
+            "rank": rank,
+            "model_name": model_name,
+            "columns": ring.columns(self._wall_offset, since),
+        }
 
     def healthy(self) -> bool:
         """Whether the event loop lives."""
@@ -150,6 +189,7 @@ class Exporter:
         if task is not None:
             task.cancel()
             del self._tracks[name], self._engine_states[name]
+            self._history.forget(name)
 
     def _start_gpus(self) -> None:
         assert self._tasks is not None  # noqa: S101
@@ -168,17 +208,9 @@ class Exporter:
     def _note_slowdowns(self) -> None:
         """Forget step times when a GPU begins or ends to slow itself down."""
         gpus = self._gpus.state().gpus if self._gpus is not None else ()
-        if not gpus:
-            return
-        active = frozenset(
-            f"{gpu.index} {reason}"
-            for gpu in gpus
-            for reason, limits in (gpu.clock_events or {}).items()
-            if limits and reason in SLOWDOWN_REASONS
-        )
-        if active != self._slowdowns:
-            self._slowdowns = active
-            log.info("GPU clock slowdown changed", extra={"active": sorted(active)})
+        if self._slowdowns.changed(gpus):
+            active = sorted(self._slowdowns.active)
+            log.info("GPU clock slowdown changed", extra={"active": active})
             for track in self._tracks.values():
                 track.forget_step_time()
 
@@ -186,7 +218,8 @@ class Exporter:
 
     def _publish_engine(self, track: EngineTrack) -> None:
         if self._tracks.get(track.name) is track:
-            self._engine_states[track.name] = track.state()
+            state = self._engine_states[track.name] = track.state()
+            self._history.note(state, time.monotonic())
             self._publish()
         if not self._polled.is_set() and all(
             state.up or state.errors for state in self._engine_states.values()
@@ -266,7 +299,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def landing(exporter: Exporter) -> str:
-    """What the landing page says of each engine: one line each, plain text."""
+    """What the status page says of each engine where no script runs: one line each, plain text."""
     now, lines = time.monotonic(), []
     for engine in exporter.state.engines:
         up = engine.up and is_fresh(engine, now)
@@ -325,6 +358,7 @@ async def serve(
         ready=exporter.ready,
         reload=exporter.reload if exporter.config.web.reload else None,
         landing=lambda: landing(exporter),
+        api=exporter.status_api(),
         settings=settings,
     )
     server = await web.serve(app, [web.parse_listen(text) for text in listen], settings)

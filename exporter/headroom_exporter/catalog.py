@@ -355,6 +355,15 @@ CATALOG: tuple[MetricSpec, ...] = (
         "constraint",
     ),
     _rank(
+        "headroom_exhausted_seconds_total",
+        _C,
+        "seconds",
+        "Time without headroom by the constraint that bound then; what could not be told is missing "
+        "from it.",
+        "memory",
+        "constraint",
+    ),
+    _rank(
         "headroom_tokens_per_sequence",
         _G,
         "tokens",
@@ -378,7 +387,8 @@ CATALOG: tuple[MetricSpec, ...] = (
         "sequences",
         "Sequences of today's mix that each constraint lets run (estimate): slots; kv_cache (overrun "
         "no more often than the plan's overrun_probability); latency (planned TPOT p95 kept); prefill "
-        "(prompts take at most 80 % of engine time); plan (planned concurrency). Absent while unknown.",
+        "(prompts take at most 80 % of engine time over minutes; it moves with demand, for prompts limit a flow "
+        "and not a number of sequences); plan (planned concurrency). Absent while unknown.",
         "derived",
         "constraint",
     ),
@@ -442,9 +452,9 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_spike_multiple",
         _G,
         "multiple",
-        "Largest multiple of recent demand (mean of the last minute or of the last ten seconds, the "
-        "larger) that fits every known limit (estimate). "
-        "Absent on an idle engine.",
+        "Largest multiple of recent traffic (mean of the last minute or of the last ten seconds, the "
+        "larger) that fits every known limit (estimate): twice the requests are more than twice the "
+        "sequences where steps become longer. Absent on an idle engine.",
         "derived",
     ),
     _rank(

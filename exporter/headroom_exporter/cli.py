@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headroom_exporter import __version__
+from headroom_exporter import __version__, backtest_flags
 from headroom_exporter.errors import ConfigError, HeadroomError
 from headroom_exporter.simulate import flags
 
@@ -36,6 +36,11 @@ examples:
   headroom-exporter demo --duration 60
       no GPU, no engine: watch a simulated one outgrow its plan and recover
 
+  headroom-exporter status
+      what the exporter on this machine says now, without a Prometheus
+  headroom-exporter backtest --trace day.csv.gz --plan config.yaml --out day.html
+      would the alerts have fired on yesterday's traffic, and when?
+
 exit codes:
   0  done, or stopped by SIGINT or SIGTERM
   1  could not do it: the port is taken, for example
@@ -53,6 +58,15 @@ _RUN_EPILOG = """\
 signals:
   SIGHUP             read the configuration again; a wrong one is reported and the old one stays
   SIGINT, SIGTERM    stop, exit code 0
+"""
+
+_STATUS_EPILOG = """\
+examples:
+  headroom-exporter status
+  headroom-exporter status http://10.1.2.3:9890 --watch
+  headroom-exporter status --json | jq '.ranks[] | [.engine, .rank, .state, .headroom.sequences]'
+
+exit code 1 where nothing answers, or something else does. docs/status-api.md describes the JSON.
 """
 
 _DEMO_EPILOG = """\
@@ -112,10 +126,23 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo(arguments.url, arguments.listen, arguments.duration)
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    from headroom_exporter.status.terminal import run as status  # noqa: PLC0415
+
+    every = arguments.every if arguments.watch else None
+    return status(arguments.url, watch=every, as_json=arguments.json)
+
+
 def _simulate(arguments: argparse.Namespace) -> int:
     from headroom_exporter.simulate.command import run as simulate  # noqa: PLC0415
 
     return simulate(arguments)
+
+
+def _backtest(arguments: argparse.Namespace) -> int:
+    from headroom_exporter.backtest.command import run as backtest  # noqa: PLC0415
+
+    return backtest(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,11 +163,16 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"%(prog)s {__version__}", help="show the version"
     )
     _add_run(_verb(verbs, "run", "poll and serve /metrics until told to stop", _RUN_EPILOG))
+    _add_status(_verb(verbs, "status", "print what a running exporter says", _STATUS_EPILOG))
     _add_check(_verb(verbs, "check", "validate a configuration file and print it", _CHECK_EPILOG))
     _add_demo(_verb(verbs, "demo", "see it move, with no GPU and no engine", _DEMO_EPILOG))
     simulate = _verb(verbs, "simulate", "serve a simulated vLLM that replays traffic", flags.EPILOG)
     flags.add_arguments(simulate)
     simulate.set_defaults(verb=_simulate)
+    does = "play traffic in virtual time and say which alerts would have fired"
+    backtest = _verb(verbs, "backtest", does, backtest_flags.EPILOG)
+    backtest_flags.add_arguments(backtest)
+    backtest.set_defaults(verb=_backtest)
     return parser
 
 
@@ -206,6 +238,26 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(verb=_check)
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, YAML")
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(verb=_status)
+    parser.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        default="http://127.0.0.1:9890",
+        help="the exporter's address (default http://127.0.0.1:9890)",
+    )
+    parser.add_argument("--watch", action="store_true", help="print again and again until Ctrl-C")
+    parser.add_argument(
+        "--every",
+        metavar="SECONDS",
+        type=_seconds,
+        default=2.0,
+        help="how often --watch prints (default 2)",
+    )
+    parser.add_argument("--json", action="store_true", help="the document itself, for scripts")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -128,7 +128,8 @@ def render(
         Lines without their ends. What is not known is ``–`` or ``unknown``.
     """
     kind = "SIMULATED vLLM" if scene.simulated else "vLLM"
-    lines = [f"headroom-exporter demo   {kind}   {scene.url}   metrics: {scene.metrics_url}"]
+    page = scene.metrics_url.removesuffix("metrics")
+    lines = [f"headroom-exporter demo   {kind}   {scene.url}   status page: {page}"]
     for engine in state.engines:
         lines += ["", *_engine_lines(engine, scene, now)]
     lines += _gpu_lines(state.gpu, now)
@@ -472,7 +473,7 @@ def _simulated_exporter(url: str, frontend: Frontend) -> app.Exporter:
         plans=(PLAN,),
         poll=PollConfig(interval=0.5, full_interval=5.0),
     )
-    return app.Exporter(config, gpu_source=SimulatedGpus(load, card=RTX_4090))
+    return app.Exporter(config, gpu_source=SimulatedGpus(load, card=RTX_4090), simulated=True)
 
 
 async def find_local(url: str) -> str | None:
@@ -506,4 +507,5 @@ def _hello(scene: Scene) -> str:
         if scene.simulated
         else f"Watching {scene.url}\n"
     )
-    return f"{what}Metrics: {scene.metrics_url}   Ctrl-C ends.\n\n"
+    page = scene.metrics_url.removesuffix("metrics")
+    return f"Status page: {page}\n{what}Metrics: {scene.metrics_url}   Ctrl-C ends.\n\n"

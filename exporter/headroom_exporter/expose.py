@@ -255,6 +255,8 @@ def _integrals(out: Families, labels: Labels, memory: MemorySnapshot) -> None:
         out.add("headroom_state_seconds_total", (*labels, state), seconds)
     for constraint, seconds in memory.constraint_seconds.items():
         out.add("headroom_constraint_seconds_total", (*labels, constraint), seconds)
+    for constraint, seconds in memory.exhausted_seconds.items():
+        out.add("headroom_exhausted_seconds_total", (*labels, constraint), seconds)
 
 
 def _memory(out: Families, labels: Labels, rank: RankState) -> None:

@@ -262,6 +262,7 @@ class MemorySnapshot:
     peak_kv_usage: Mapping[int, float]
     state_seconds: Mapping[HeadroomState, float]
     constraint_seconds: Mapping[Constraint, float]
+    exhausted_seconds: Mapping[Constraint, float] = field(default_factory=nothing)
     footprint: Footprint | None = None
     fit: StepFit | None = None
 
@@ -282,7 +283,7 @@ class Derived:
         headroom: sustainable - demand; negative when overloaded.
         ratio: 1 - demand / sustainable.
         reason: Why the state is what it is, one stable word.
-        spike_multiple: Largest k at which k x the recent mean demand fits every limit.
+        spike_multiple: Largest k at which k x the recent traffic fits every limit.
         prompts_over_plan: (certainly, at most) longer than the planned p95, of all prompts.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from headroom_exporter.derive.step_time import (
     knee,
     latency_capacity,
     marginal_gain,
-    prefill_capacity,
+    prefill_multiple,
     step_seconds,
     window,
 )
@@ -131,12 +132,10 @@ def test_marginal_gain_falls_from_one_to_nothing(fit, one, other):
 
 
 @relaxed
-@given(fits, st.floats(1, 1e6), st.floats(1, 512))
-def test_at_prefill_capacity_prompts_take_four_fifths_of_the_time(fit, rate, demand):
-    found = prefill_capacity(fit, rate, demand)
-    share = fit.per_prefill_token * rate / demand
-    assert found * share <= 0.8 * (1 + 1e-9)
-    assert (found + 1) * share > 0.8 * (1 - 1e-9)
+@given(fits, st.floats(1, 1e6))
+def test_at_the_prefill_multiple_prompts_take_four_fifths_of_the_time(fit, rate):
+    share = fit.per_prefill_token * rate
+    assert prefill_multiple(fit, rate) * share == pytest.approx(0.8)
 
 
 @relaxed

@@ -271,7 +271,7 @@ def test_help_names_every_verb_and_exit_code_and_fits_a_terminal(
 def test_every_example_of_the_help_is_right_usage() -> None:
     lines = [line.strip() for line in cli._EPILOG.splitlines()]
     examples = [line.split()[1:] for line in lines if line.startswith("headroom-exporter ")]
-    assert len(examples) == 4
+    assert len(examples) == 6
     for example in examples:
         cli._parser().parse_args(example)
 

@@ -164,6 +164,16 @@ def test_every_known_constraint_has_its_capacity():
     assert (derived.binding, derived.sustainable) == (Constraint.SLOTS, 16)
 
 
+def test_prompts_limit_a_flow_so_a_burst_of_sequences_changes_no_ratio():
+    # 40 % of the time goes to prompts: twice as many fit, whether 2 or 9 happen to run just now.
+    flow = {"footprint": None, "fit": FIT, "prompt_rate": 0.4 / 0.00003, "mean_running": 2.0}
+    lull, burst = evidence(running=2.0, **flow), evidence(running=9.0, **flow)
+    assert derive(lull, PlanConfig()).ratio == pytest.approx(0.5)
+    assert derive(burst, PlanConfig()).ratio == pytest.approx(0.5)
+    assert derive(burst, PlanConfig()).state is OK
+    assert derive(burst, PlanConfig()).spike_multiple == pytest.approx(2.0)
+
+
 def test_what_is_not_known_is_absent():
     assert capacities(Evidence(), PlanConfig()) == {}
 
@@ -252,6 +262,14 @@ def test_the_constraint_that_binds_now_is_the_binding_one(constraint):
     assert derived.capacities[constraint] == 8
 
 
+def test_what_is_seen_to_bind_goes_before_what_is_estimated_to():
+    # Slots are full and requests wait for one; the estimate for the cache is lower still.
+    seen = queue(slots={"args": 16.0}, recent_running=16.0, footprint=replace(TWENTY, mean=0.08))
+    derived = derive(seen, None)
+    assert derived.binding is Constraint.SLOTS
+    assert derived.sustainable == 12
+
+
 def test_an_estimate_below_what_runs_stands_while_it_binds():
     tight = replace(TWENTY, mean=0.2)
     derived = derive(queue(recent_usage=0.98, footprint=tight), None)
@@ -282,6 +300,15 @@ def test_the_binding_constraint_wins_a_tie():
 def test_the_spike_multiple_multiplies_the_last_minute():
     assert derive(evidence(base_demand=4.0), None).spike_multiple == pytest.approx(5.0)
     assert derive(evidence(base_demand=40.0), None).spike_multiple == pytest.approx(0.5)
+
+
+def test_twice_the_traffic_is_more_than_twice_the_sequences():
+    # 12 ms + 0.4 ms x batch: 4 take 13.6 ms, 20 take 20 ms; five times the sequences, 3.4 of the traffic.
+    seen = evidence(base_demand=4.0, fit=FIT)
+    assert derive(seen, None).spike_multiple == pytest.approx(5.0 * 13.6 / 20)
+    # What does not fit today is no more than once today's traffic.
+    assert derive(evidence(base_demand=19.9, fit=FIT), None).spike_multiple >= 1.0
+    assert derive(evidence(base_demand=40.0, fit=FIT), None).spike_multiple == pytest.approx(0.5)
 
 
 def test_a_multiple_of_very_little_is_still_one():

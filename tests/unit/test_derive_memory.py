@@ -8,6 +8,7 @@ import pytest
 
 from headroom_exporter.config import Lengths, PlanConfig
 from headroom_exporter.derive.memory import COUNTERS, STALE_SECONDS, RankMemory, completed
+from headroom_exporter.derive.step_time import traffic_multiple
 from headroom_exporter.samples import Constraint, HeadroomState, Histogram, RankSample
 
 OK, LOW, EXHAUSTED, UNKNOWN = (
@@ -562,37 +563,57 @@ def test_the_plan_s_pool_stands_in_for_one_the_engine_does_not_tell():
     assert derived.sustainable > 100
 
 
-def test_latency_capacity_comes_from_the_fit_and_the_spread_of_inter_token_latency():
+def paced(shares, mean):
+    """An engine at varied load whose gaps between tokens fall into buckets by ``shares`` of 100."""
     engine = Engine(turnover=0.0, plan=PlanConfig(tpot_p95_seconds=0.04))
     counts = [0.0] * 5
-
-    def spread(_):
-        # A p95 at 25 ms, a mean of 12.5 ms: twice as long.
-        counts[:] = [counts[0] + 50, counts[1] + 95, *(c + 100 for c in counts[2:])]
-        engine.histograms = {
-            "inter_token_latency_seconds": Histogram(
-                bounds=BOUNDS, counts=tuple(counts), sum=counts[-1] * 0.0125
-            )
-        }
-
     for running in (2.0, 10.0, 20.0, 6.0, 30.0, 14.0):
-        for half in range(4):
-            spread(half)
+        for _ in range(4):
+            counts = [count + share for count, share in zip(counts, shares, strict=True)]
+            engine.histograms = {
+                "inter_token_latency_seconds": Histogram(
+                    bounds=BOUNDS, counts=tuple(counts), sum=counts[-1] * mean
+                )
+            }
             engine.poll(2.5, running=running)
-    derived = engine.look()
-    # 10 ms + 0.5 ms x 20 = 40 ms / 2.
-    assert derived.capacities[Constraint.LATENCY] == pytest.approx(20, abs=1)
+    return engine.look().capacities.get(Constraint.LATENCY)
+
+
+def test_latency_capacity_comes_from_the_fit_and_the_spread_of_inter_token_latency():
+    # A p95 at 50 ms, the edge of a narrow bucket, a mean of 25 ms: 10 ms + 0.5 ms x 20 = 40 ms / 2.
+    assert paced((0, 50, 95, 100, 100), 0.025) == pytest.approx(20, abs=1)
+
+
+def test_within_a_wide_bucket_the_spread_is_at_least_what_its_lower_edge_says():
+    # Somewhere from 10 to 25 ms, a mean of 12.5 ms: nothing says more than that the p95 is the mean.
+    assert paced((20, 99, 100, 100, 100), 0.0125) == pytest.approx(60, abs=1)
+    assert paced((99, 100, 100, 100, 100), 0.008) == pytest.approx(60, abs=1)
+
+
+def test_a_handful_of_prompts_is_no_flow():
+    engine = Engine(cost=0.0002)
+    lengths = Histogram(bounds=(1000.0,), counts=(100.0, 100.0), sum=40_000.0)
+    engine.histograms = {"request_prompt_tokens": lengths}
+    for prompt in (100.0, 500.0, 200.0, 700.0, 50.0, 400.0):
+        for running in (4.0, 20.0, 12.0):
+            engine.poll(10, running=running, prompt=prompt)
+    assert Constraint.PREFILL in engine.look().capacities
+    engine.poll(400, running=1.0, turnover=0.02)
+    assert Constraint.PREFILL not in engine.look().capacities
 
 
 def test_a_spike_multiplies_the_busier_of_the_last_minute_and_the_last_seconds():
     engine = calm()
     assert engine.look().spike_multiple == pytest.approx(100 / 8)
-    # It has come: what counts is what is left of it.
-    assert engine.poll(10, running=40.0).spike_multiple == pytest.approx(2.5, rel=0.1)
+    # It has come: what counts is what is left of it, in traffic.
+    derived = engine.poll(10, running=40.0)
+    left = traffic_multiple(engine.seen().fit, 40.0, 100.0)
+    assert derived.spike_multiple == pytest.approx(left, rel=0.1)
     # It has gone: for a minute it was part of the mean.
     derived = engine.poll(15, running=4.0)
     minute = (8 * 35 + 40 * 10 + 4 * 15) / 60
-    assert derived.spike_multiple == pytest.approx(100 / minute, rel=0.1)
+    left = traffic_multiple(engine.seen().fit, minute, 100.0)
+    assert derived.spike_multiple == pytest.approx(left, rel=0.1)
 
 
 def test_computed_prompts_that_appear_late_are_no_burst_and_no_negative_rate():

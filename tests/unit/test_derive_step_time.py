@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from headroom_exporter.derive.step_time import (
     knee,
     latency_capacity,
     marginal_gain,
-    prefill_capacity,
+    prefill_multiple,
     step_seconds,
     window,
 )
@@ -413,20 +412,14 @@ def test_a_batch_far_beyond_the_largest_seen_is_a_guess():
     assert latency_capacity(known, step_seconds(known, edge + 0.5), 1.0) is None
 
 
-def test_prefill_capacity_is_demand_over_the_share_of_time_prompts_take():
-    # 0.03 ms a token, 10,000 tokens a second: 30 % of the time, at a demand of 12.
-    assert prefill_capacity(fit(), 10_000.0, 12.0) == math.floor(12 * 0.8 / 0.3)
+def test_prompts_may_grow_until_they_take_four_fifths_of_the_time():
+    # 0.03 ms a token, 10,000 tokens a second: 30 % of the time.
+    assert prefill_multiple(fit(), 10_000.0) == pytest.approx(0.8 / 0.3)
 
 
-@pytest.mark.parametrize("scale", [0.5, 2.0, 4.0])
-def test_prefill_capacity_does_not_depend_on_how_much_of_the_same_mix_runs(scale):
-    base = prefill_capacity(fit(), 10_000.0, 12.0)
-    assert prefill_capacity(fit(), 10_000.0 * scale, 12.0 * scale) == base
-
-
-def test_twice_as_costly_prompts_halve_the_prefill_capacity():
-    cheap = prefill_capacity(fit(per_prefill_token=1e-5), 1000.0, 100.0)
-    assert prefill_capacity(fit(per_prefill_token=2e-5), 1000.0, 100.0) == pytest.approx(cheap / 2)
+def test_twice_as_costly_prompts_halve_the_prefill_multiple():
+    cheap = prefill_multiple(fit(per_prefill_token=1e-5), 1000.0)
+    assert prefill_multiple(fit(per_prefill_token=2e-5), 1000.0) == pytest.approx(cheap / 2)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +430,7 @@ def test_an_unidentified_fit_gives_no_number(known):
     assert knee(known) is None
     assert marginal_gain(known, 8.0) is None
     assert latency_capacity(known, 0.05, 1.2) is None
-    assert prefill_capacity(known, 1000.0, 8.0) is None
+    assert prefill_multiple(known, 1000.0) is None
 
 
 @pytest.mark.parametrize(("tpot", "spread"), [(None, 1.2), (0.05, None)])
@@ -445,11 +438,9 @@ def test_latency_capacity_needs_the_plan_and_the_spread(tpot, spread):
     assert latency_capacity(fit(), tpot, spread) is None
 
 
-@pytest.mark.parametrize(
-    ("rate", "demand"), [(None, 8.0), (0.0, 8.0), (1000.0, None), (1000.0, 0.0)]
-)
-def test_prefill_capacity_needs_prompts_and_demand(rate, demand):
-    assert prefill_capacity(fit(), rate, demand) is None
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_the_prefill_multiple_needs_prompts(rate):
+    assert prefill_multiple(fit(), rate) is None
 
 
 def test_steps_that_several_api_servers_count_are_told_from_the_gaps_between_tokens() -> None:

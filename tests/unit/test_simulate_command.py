@@ -23,8 +23,8 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def traffic(*arguments: str) -> command._Traffic:
-    return command._traffic(parse("--trace", str(TRACE), *arguments))
+def traffic(*arguments: str) -> command.Traffic:
+    return command.read_traffic(parse("--trace", str(TRACE), *arguments))
 
 
 def test_a_trace_is_played_whole_by_default():
@@ -52,9 +52,9 @@ def test_prefix_hits_are_those_asked_for():
 
 def test_made_up_traffic_lasts_as_long_as_it_says():
     text = "synthetic:poisson?rate=2&duration=900"
-    assert command._traffic(parse("--trace", text)).seconds == 900
-    assert command._traffic(parse("--trace", text, "--to", "300")).seconds == 300
-    assert command._traffic(parse("--trace", text, "--from", "300")).seconds == 600
+    assert command.read_traffic(parse("--trace", text)).seconds == 900
+    assert command.read_traffic(parse("--trace", text, "--to", "300")).seconds == 300
+    assert command.read_traffic(parse("--trace", text, "--from", "300")).seconds == 600
 
 
 def test_limits_of_the_profile_may_be_replaced():

@@ -269,6 +269,77 @@ def test_a_preemption_is_counted_when_its_request_gives_the_next_token():
     assert engine.counters.preemptions == 1
 
 
+@given(requests=workloads)
+@settings(deadline=None)
+def test_a_slow_gpu_is_one_whose_every_cost_is_higher_in_proportion(requests):
+    # Twice, because doubling is exact: not a bit may differ.
+    costs = ("step_fixed", "step_per_sequence", "step_per_kv_token", "step_per_prefill_token")
+    dear = replace(SMALL, **{cost: 2 * getattr(SMALL, cost) for cost in costs})
+    expected_engine, expected = run(dear, requests)
+    engine = SimulatedEngine(SMALL, slowdown=2.0)
+    for request in requests:
+        engine.submit(request)
+    finished: list[Finished] = []
+    engine.advance(1e6, finished.append)
+    assert finished == expected
+    mine, theirs = engine.counters.token_interval, expected_engine.counters.token_interval
+    assert (mine.counts, mine.sum) == (theirs.counts, theirs.sum)
+
+
+# --- why the head of the queue waits -------------------------------------------------------------
+
+
+def blocked_at(profile: Profile, requests: list[Request], *times: float) -> list[str | None]:
+    engine = SimulatedEngine(profile)
+    for request in requests:
+        engine.submit(request)
+    found = []
+    for at in times:
+        engine.advance(at)
+        found.append(engine.blocked)
+    return found
+
+
+def test_nothing_is_blocked_where_nothing_waits():
+    # During a step whoever arrives is not looked at before its end.
+    requests = [ask(1.0, 100, 5), ask(1.001, 100, 5)]
+    assert blocked_at(TINY_CPU, requests, 0.5, 1.005, 2.0) == [None, None, None]
+
+
+def test_slots_block_when_all_are_taken_even_if_the_cache_is_full_too():
+    profile = replace(SMALL, max_num_seqs=1, max_num_batched_tokens=64)
+    # 5 blocks of 13, then 10: the second prompt fits beside the first, then does not.
+    small, large = ask(0.0, 20, 3), ask(0.0, 40, 3)
+    assert blocked_at(profile, [small, small], 0.003) == ["slots"]
+    assert blocked_at(profile, [large, large], 0.003) == ["slots"]
+    assert blocked_at(profile, [large, large], 0.003, 1.0) == ["slots", None]
+
+
+def test_the_cache_blocks_when_the_heads_whole_prompt_does_not_fit():
+    profile = replace(SMALL, max_num_batched_tokens=64)
+    requests = [ask(0.0, 32, 10), ask(0.0, 24, 1), ask(0.0, 4, 1)]
+    # 8 of 13 blocks are held and the head needs 6; the small one behind it would fit.
+    assert blocked_at(profile, requests, 0.003) == ["kv_cache"]
+    assert blocked_at(profile, [requests[0], requests[2]], 0.003) == [None]
+
+
+def test_prefill_blocks_while_other_prompts_take_the_steps_tokens():
+    # 16 tokens a step: the first prompt takes two steps, and the second waits beside free slots and cache.
+    requests = [ask(0.0, 32, 2), ask(0.0, 8, 2)]
+    assert blocked_at(SMALL, requests, 0.001, 0.1) == ["prefill", None]
+
+
+def test_the_cache_blocks_after_a_preemption():
+    profile = replace(SMALL, max_num_batched_tokens=64, max_model_len=52)
+    engine = SimulatedEngine(profile)
+    for name in ("old", "young"):
+        engine.submit(ask(0.0, 20, 30, name))
+    while not engine.waiting or engine.steps == 0:
+        assert engine.blocked is None
+        engine.advance(engine.clock + 0.0005)
+    assert engine.blocked == "kv_cache"
+
+
 def test_a_long_prompt_is_cut_by_the_token_budget_beside_running_sequences():
     engine = SimulatedEngine(replace(TINY_CPU, max_num_batched_tokens=128))
     engine.submit(ask(0.0, 10, 100))

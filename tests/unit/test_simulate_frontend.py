@@ -243,6 +243,49 @@ def test_a_restart_wakes_an_engine_that_slept():
     assert reasons(run(frontend, [ask(5.0)])) == ["stop"]
 
 
+# --- a slow GPU ----------------------------------------------------------------------------------
+
+
+def slow(at: float, factor: float) -> Event:
+    return Event(at=at, action="slow", factor=factor)
+
+
+def test_every_step_that_begins_after_the_gpu_became_slow_takes_so_many_times_as_long():
+    (record,) = run(Frontend(TINY_CPU, events=[slow(0.5, 3.0)]), [ask(0.0, output=1000)])
+    # The prompt's step ends at 7.4 ms, the others take 1.4 ms; the 352nd begins at 0.4988 and is
+    # under way when the GPU becomes slow: it ends as it would have.
+    assert record.finished == pytest.approx(0.0074 + 352 * 0.0014 + 647 * 3 * 0.0014)
+
+
+def test_prompts_are_slow_too_and_a_factor_of_one_ends_it():
+    frontend = Frontend(TINY_CPU, events=[slow(1.0, 2.0), slow(10.0, 1.0)])
+    ended = run(frontend, [ask(at) for at in (0.0, 1.0, 9.9, 20.0)])
+    to_first = [record.first_token - record.request.arrival for record in ended]
+    assert to_first == pytest.approx([0.0074, 0.0148, 0.0148, 0.0074])
+    lasted = [record.finished - record.first_token for record in ended]
+    # The third: (100 - 14.8) / 2.8 = 30.4, so 31 slow steps before 10 s.
+    assert lasted == pytest.approx([99 * 0.0014, 99 * 0.0028, (2 * 31 + 68) * 0.0014, 99 * 0.0014])
+
+
+def test_a_slow_gpu_is_slow_for_every_rank():
+    frontend = Frontend(TINY_CPU, ranks=3, events=[slow(0.5, 2.0)])
+    ended = run(frontend, [ask(1.0) for _ in range(3)])
+    assert [engine.steps for engine in frontend.engines] == [100, 100, 100]
+    assert [record.finished for record in ended] == pytest.approx([1.0 + 2 * 0.1460] * 3)
+
+
+@pytest.mark.parametrize("becomes_slow", [0.5, 3.0], ids=["before", "while nothing listens"])
+def test_a_restart_does_not_make_the_gpu_fast_again(becomes_slow):
+    events = [slow(becomes_slow, 2.0), Event(at=2.0, action="restart")]
+    frontend = Frontend(TINY_CPU, events=events, start_seconds=5.0)
+    (record,) = run(frontend, [ask(10.0)])
+    assert record.finished - 10.0 == pytest.approx(2 * 0.1460)
+    assert frontend.slowdown == 2.0
+
+
+# --- events as text ------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("text", "event"),
     [
@@ -250,6 +293,8 @@ def test_a_restart_wakes_an_engine_that_slept():
         ("sleep@1.5", Event(at=1.5, action="sleep", level=1)),
         ("sleep:2@7", Event(at=7.0, action="sleep", level=2)),
         ("wake@0", Event(at=0.0, action="wake")),
+        ("slow:1.5@600", Event(at=600.0, action="slow", factor=1.5)),
+        ("slow:1@7", Event(at=7.0, action="slow", factor=1.0)),
     ],
 )
 def test_events_are_understood(text, event):
@@ -257,11 +302,22 @@ def test_events_are_understood(text, event):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "restart", "restart@", "boom@5", "sleep:3@5", "wake:2@5", "sleep@-1", "sleep@nan"]
+    "text",
+    [
+        *("", "restart", "restart@", "boom@5", "sleep:3@5", "wake:2@5", "sleep@-1", "sleep@nan"),
+        *("slow@5", "slow:@5", "slow:0@5", "slow:-1@5", "slow:inf@5", "slow:nan@5", "slow:x@5"),
+        *("slow:2@", "slow:2@inf", "restart:2@5"),
+    ],
 )
 def test_events_that_are_none_are_refused(text):
-    with pytest.raises(ConfigError, match="must be restart@SECONDS"):
+    with pytest.raises(ConfigError, match=r"must be restart@SECONDS.*slow:FACTOR@SECONDS"):
         parse_event(text)
+
+
+@pytest.mark.parametrize("factor", [0.0, -2.0, float("inf"), float("nan")])
+def test_a_slowdown_in_which_time_would_stand_still_is_no_event(factor):
+    with pytest.raises(ConfigError, match=r"event slow at 5: factor .* must be above 0"):
+        Event(at=5.0, action="slow", factor=factor)
 
 
 def test_a_server_has_at_least_one_rank():

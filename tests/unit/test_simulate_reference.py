@@ -44,12 +44,15 @@ class SlowEngine:
         self.profile = profile
         self.arrivals = deque(sorted(requests, key=lambda each: each.arrival))
         self.free = deque(range(profile.usable_blocks))
+        self.why: str | None = None
         self.content: dict[int, tuple[str, int]] = {}
         self.waiting: deque[Slow] = deque()
         self.running: list[Slow] = []
         self.now = 0.0
         self.finished: list[tuple[str, float | None, float | None, float, int, str]] = []
         self.gauges: list[tuple[float, int, int, int]] = []
+        # Middle of each step and why the head of the queue is not in it.
+        self.blocked: list[tuple[float, str | None]] = []
 
     def need(self, tokens: int) -> int:
         return -(-tokens // self.profile.block_tokens)
@@ -130,13 +133,24 @@ class SlowEngine:
             budget -= work[each]
             if each.scheduled is None:
                 each.scheduled = self.now
+        self.why = self.held_back(preempted=preempted)
         return work
+
+    def held_back(self, *, preempted: bool) -> str | None:
+        if not self.waiting:
+            return None
+        if len(self.running) == self.profile.max_num_seqs:
+            return "slots"
+        lacking = self.need(self.waiting[0].tokens) > len(self.free)
+        return "kv_cache" if lacking or preempted else "prefill"
 
     def step(self) -> None:
         work = self.schedule()
         prefill = sum(tokens for each, tokens in work.items() if not each.decoding)
         resident = sum(each.computed for each in self.running)
-        self.now += self.profile.step_seconds(len(work), resident, prefill)
+        seconds = self.profile.step_seconds(len(work), resident, prefill)
+        self.blocked.append((self.now + seconds / 2, self.why))
+        self.now += seconds
         self.hang_up()
         for each, tokens in work.items():
             if each not in self.running:
@@ -242,7 +256,9 @@ def test_the_fast_engine_does_what_the_slow_one_does(profile, workload):
         times = (record.scheduled, record.first_token, record.finished)
         finished.append((record.request.id, *times, record.preemptions, record.reason))
 
-    for now, running, waiting, used in slow.gauges:
+    for (middle, why), (now, running, waiting, used) in zip(slow.blocked, slow.gauges, strict=True):
+        fast.advance(middle, note)
+        assert fast.blocked == why
         fast.advance(now, note)
         assert fast.gauges is not None
         assert (fast.gauges.running, fast.gauges.waiting) == (running, waiting)

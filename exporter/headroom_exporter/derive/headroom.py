@@ -44,7 +44,7 @@ class Evidence:
         base_demand: What a spike multiplies: mean demand over the last minute or the last ten
             seconds, the larger.
         mean_running: Time-weighted mean of running over the last minutes.
-        prompt_rate: Computed prompt tokens per second over the same minutes.
+        prompt_rate: Computed prompt tokens per second over the same minutes; None with too few prompts.
         p95_to_mean: Spread of inter-token latency over the last minutes.
         prompts: The engine's histogram of prompt lengths.
     """
@@ -84,12 +84,13 @@ def derive(seen: Evidence, declared: PlanConfig | None) -> Derived:
     believable = not seen.stale and seen.running is not None and seen.waiting is not None
     demand = (seen.running or 0.0) + (seen.waiting or 0.0) if believable else None
     now_binding = binding_now(seen) if believable else None
-    known = capacities(seen, plan)
+    known = capacities(seen, plan, demand)
     if now_binding is not None and seen.recent_running is not None:
         known[now_binding] = min(known.get(now_binding, seen.recent_running), seen.recent_running)
     limiting = {key: known[key] for key in LIMITING if key in known}
     sustainable = _least(*limiting.values())
-    binding = min(limiting, key=lambda key: (limiting[key], key != now_binding), default=None)
+    # What is seen to stop the next sequence goes before what is estimated to.
+    binding = min(limiting, key=lambda key: (key != now_binding, limiting[key]), default=None)
     if believable and seen.waiting_persists and now_binding is None:
         # Requests wait and we cannot tell for what: whatever the estimates say, no more than this fits.
         sustainable, binding = _least(sustainable, seen.recent_running), None
@@ -107,7 +108,7 @@ def derive(seen: Evidence, declared: PlanConfig | None) -> Derived:
         binding=binding,
         headroom=None if demand is None or sustainable is None else sustainable - demand,
         ratio=ratio,
-        spike_multiple=_spike_multiple(sustainable, seen.base_demand) if believable else None,
+        spike_multiple=_spike_multiple(seen, limiting, sustainable) if believable else None,
         marginal_gain=None
         if seen.batch is None or not believable
         else step_time.marginal_gain(seen.fit, seen.batch),
@@ -117,8 +118,16 @@ def derive(seen: Evidence, declared: PlanConfig | None) -> Derived:
     )
 
 
-def capacities(seen: Evidence, plan: PlanConfig) -> dict[Constraint, float]:
-    """Sequences of today's mix that each constraint lets run; unknown ones are left out."""
+def capacities(
+    seen: Evidence, plan: PlanConfig, demand: float | None = None
+) -> dict[Constraint, float]:
+    """
+    Sequences of today's mix that each constraint lets run; unknown ones are left out.
+
+    Prefill limits a flow and not a number of sequences: its capacity is what is there now (or is on the
+    mean of the last minutes, if that is more) times what the flow may grow by, so that the ratio of
+    the two moves with the flow alone.
+    """
     kv = None
     if seen.footprint is not None:
         reserve = kv_cache.admission_reserve(seen.prompt_share, seen.footprint)
@@ -131,9 +140,7 @@ def capacities(seen: Evidence, plan: PlanConfig) -> dict[Constraint, float]:
         Constraint.LATENCY: step_time.latency_capacity(
             seen.fit, plan.tpot_p95_seconds, seen.p95_to_mean
         ),
-        Constraint.PREFILL: step_time.prefill_capacity(
-            seen.fit, seen.prompt_rate, seen.mean_running
-        ),
+        Constraint.PREFILL: _prefill(seen, demand),
         Constraint.PLAN: plan.concurrency,
     }
     return {key: value for key, value in found.items() if value is not None}
@@ -190,11 +197,29 @@ def judge(
     return HeadroomState.OK, "fits"
 
 
-def _spike_multiple(sustainable: float | None, base: float | None) -> float | None:
-    """Largest k at which k x the recent demand fits every known limit."""
+def _prefill(seen: Evidence, demand: float | None) -> float | None:
+    multiple = step_time.prefill_multiple(seen.fit, seen.prompt_rate)
+    if multiple is None or not seen.mean_running:
+        return None
+    return max(demand or 0.0, seen.mean_running) * multiple
+
+
+def _spike_multiple(
+    seen: Evidence, limiting: Mapping[Constraint, float], sustainable: float | None
+) -> float | None:
+    """Largest k at which k x the recent traffic fits every known limit."""
+    base = seen.base_demand
     if sustainable is None or base is None or base < MIN_SPIKE_BASE:
         return None
-    return sustainable / base
+    flow = step_time.prefill_multiple(seen.fit, seen.prompt_rate)
+    if seen.waiting_persists or seen.preempting:
+        return sustainable / base
+    stocks = [
+        step_time.traffic_multiple(seen.fit, base, capacity)
+        for constraint, capacity in limiting.items()
+        if constraint != Constraint.PREFILL or flow is None
+    ]
+    return _least(flow, *stocks)
 
 
 def _least(*values: float | None) -> float | None:

@@ -43,6 +43,28 @@ def quantile(histogram: Histogram, q: float) -> float | None:
     return None
 
 
+# Within a bucket no wider than this (upper over lower bound), interpolating is off by a third at most.
+_NARROW = 2.0
+
+
+def quantile_at_least(histogram: Histogram, q: float) -> float:
+    """
+    A quantile where its bucket is narrow, else the bucket's lower bound; 0 in the first bucket.
+
+    Args:
+        histogram: With at least one observation.
+        q: 0 to 1.
+    """
+    rank = q * histogram.count
+    low = 0.0
+    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
+        if count >= rank:
+            exact = quantile(histogram, q) if 0 < low and bound <= _NARROW * low else None
+            return low if exact is None else exact
+        low = bound
+    return low
+
+
 def over(histogram: Histogram, limit: float) -> tuple[float, float]:
     """
     How many observations exceed ``limit``: (certainly, at most).

@@ -41,6 +41,8 @@ SPIKE_BASE_SECONDS = (60.0, 10.0)
 STALE_SECONDS = 10.0
 # A request waits for the next step even on an idle engine; a queue this many steps old is a queue.
 QUEUE_STEPS = 3
+# Fewer prompts within TREND_SECONDS are single events, not a flow.
+MIN_FLOW_PROMPTS = 20
 COUNTERS = (
     "prompt_tokens",
     "generation_tokens",
@@ -66,6 +68,7 @@ class RankMemory:
         self._occupancy = TimeHistogram(OCCUPANCY_BOUNDS)
         self._states = SecondsBy(tuple(HeadroomState))
         self._constraints = SecondsBy(LIMITING)
+        self._exhausted_by = SecondsBy(LIMITING)
         self._peaks = {
             field: {window: Peak(window) for window in PEAK_WINDOWS}
             for field in ("running", "demand", "kv_usage")
@@ -258,7 +261,7 @@ class RankMemory:
             prompt_share=_prompt_share(sample),
             base_demand=self._spike_base(now),
             mean_running=self._mean_running.mean(now, at_least=RECENT_SECONDS),
-            prompt_rate=self._prompt_rate.mean(now, at_least=RECENT_SECONDS),
+            prompt_rate=self._steady_prompt_rate(now, sample),
             p95_to_mean=self._p95_to_mean(),
             prompts=sample.histograms.get("request_prompt_tokens"),
         )
@@ -278,12 +281,27 @@ class RankMemory:
             plan.prompt_tokens, plan.output_tokens, tokens, sample.block_tokens
         )
 
+    def _steady_prompt_rate(self, now: float, sample: RankSample) -> float | None:
+        """Computed prompt tokens per second; None while too few prompts came to speak of a flow."""
+        rate = self._prompt_rate.mean(now, at_least=RECENT_SECONDS)
+        prompts = sample.histograms.get("request_prompt_tokens")
+        if rate is None or prompts is None or prompts.count <= 0:
+            return rate
+        few = MIN_FLOW_PROMPTS * prompts.sum / prompts.count
+        return rate if rate * TREND_SECONDS >= few else None
+
     def _p95_to_mean(self) -> float | None:
+        """
+        Spread of inter-token latency: at least this much.
+
+        Inside a bucket twice as wide as its lower edge or more, the lower edge is taken: a guess in the
+        middle would move the capacity by its whole width.
+        """
         lately = self._gaps.read()
         if lately is None or lately.count <= 0 or lately.sum <= 0:
             return None
-        p95 = histograms.quantile(lately, 0.95)
-        return None if p95 is None else max(1.0, p95 / (lately.sum / lately.count))
+        p95 = histograms.quantile_at_least(lately, 0.95)
+        return max(1.0, p95 / (lately.sum / lately.count))
 
     # --- integration ---
 
@@ -294,6 +312,8 @@ class RankMemory:
         if derived.demand is None:
             return
         self._constraints.add(derived.binding, half)
+        if derived.state is HeadroomState.EXHAUSTED:
+            self._exhausted_by.add(derived.binding, half)
         self._demand.add(derived.demand, half)
         if sample.running is not None:
             self._batch.add(sample.running, half)
@@ -319,6 +339,7 @@ class RankMemory:
             peak_kv_usage=self._peak_values("kv_usage", now),
             state_seconds=self._states.snapshot(),
             constraint_seconds=self._constraints.snapshot(),
+            exhausted_seconds=self._exhausted_by.snapshot(),
             footprint=None if sample is None else self._footprint_now(now, sample, plan),
             fit=self._fit,
         )

@@ -264,6 +264,27 @@ def step_seconds(fit: StepFit | None, batch: float) -> float | None:
     return fit.fixed + fit.per_sequence * batch
 
 
+def traffic_multiple(fit: StepFit | None, base: float, capacity: float) -> float:
+    """
+    How many times the traffic that keeps ``base`` sequences busy fills ``capacity`` of them.
+
+    Twice the requests are more than twice the sequences: steps take longer, so each stays longer. What
+    traffic is served grows with throughput, b / t(b) (Little's law), so the multiple is
+    (capacity / base) x t(base) / t(capacity).
+
+    Args:
+        fit: Step time; while it is not known, steps are taken to cost the same at any batch, which is
+            the most that the multiple can be.
+        base: Sequences, above 0.
+        capacity: Sequences.
+    """
+    multiple = capacity / base
+    now, then = step_seconds(fit, base), step_seconds(fit, capacity)
+    if now is None or not then or multiple <= 1.0:
+        return multiple
+    return max(1.0, multiple * now / then)
+
+
 def knee(fit: StepFit | None) -> float | None:
     """
     Batch at which 80 % of a step is paid per sequence: beyond it batching mostly adds latency.
@@ -316,22 +337,18 @@ def latency_capacity(
 MAX_PREFILL_SHARE = 0.8
 
 
-def prefill_capacity(
-    fit: StepFit | None, prompt_tokens_per_second: float | None, running: float | None
-) -> float | None:
+def prefill_multiple(fit: StepFit | None, prompt_tokens_per_second: float | None) -> float | None:
     """
-    Sequences at which computing prompts takes 80 % of the engine's time, at today's mix.
+    How many times today's flow of prompts takes 80 % of the engine's time.
 
-    The share of time is rho = seconds per prompt token x computed prompt tokens per second, and grows in
-    proportion with what runs: capacity = running x 0.8 / rho. (Not with demand: a queue adds to that and
-    computes nothing.)
+    The share of time is rho = seconds per prompt token x computed prompt tokens per second; the multiple is
+    0.8 / rho. Prompts are a flow: what they can be compared with is a mean over minutes, never the
+    sequences that happen to run at one moment.
 
     Args:
         fit: Step time.
         prompt_tokens_per_second: Computed ones, mean over some minutes; cached ones cost nothing.
-        running: Mean over the same time.
     """
-    if fit is None or fit.per_prefill_token is None or not prompt_tokens_per_second or not running:
+    if fit is None or fit.per_prefill_token is None or not prompt_tokens_per_second:
         return None
-    rho = fit.per_prefill_token * prompt_tokens_per_second
-    return float(math.floor(running * MAX_PREFILL_SHARE / rho))
+    return MAX_PREFILL_SHARE / (fit.per_prefill_token * prompt_tokens_per_second)

@@ -41,7 +41,7 @@ _REDRAW_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Traffic:
+class Traffic:
     """
     What is played.
 
@@ -74,18 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(_listed(profiles()))
         return 0
     host, port = _address(arguments.listen)
-    frontend = Frontend(
-        _profile(arguments),
-        ranks=arguments.ranks,
-        limits=Limits(
-            max_num_queued_reqs=arguments.max_num_queued_reqs,
-            max_num_queued_tokens=arguments.max_num_queued_tokens,
-        ),
-        events=[parse_event(text) for text in arguments.event],
-        start_seconds=arguments.start_seconds,
-        api_servers=arguments.api_servers,
-    )
-    traffic = _traffic(arguments)
+    frontend = make_frontend(arguments)
+    traffic = read_traffic(arguments)
     _say(_introduction(arguments, frontend.profile, traffic))
     try:
         asyncio.run(_serve(arguments, frontend, traffic, host, port))
@@ -115,6 +105,26 @@ def _address(text: str) -> tuple[str | None, int]:
         ) from None
 
 
+def make_frontend(arguments: argparse.Namespace) -> Frontend:
+    """
+    The server that the flags describe, at the beginning of its time.
+
+    Raises:
+        ConfigError: profile, limits or an event cannot be used.
+    """
+    return Frontend(
+        _profile(arguments),
+        ranks=arguments.ranks,
+        limits=Limits(
+            max_num_queued_reqs=arguments.max_num_queued_reqs,
+            max_num_queued_tokens=arguments.max_num_queued_tokens,
+        ),
+        events=[parse_event(text) for text in arguments.event],
+        start_seconds=arguments.start_seconds,
+        api_servers=arguments.api_servers,
+    )
+
+
 def _profile(arguments: argparse.Namespace) -> Profile:
     """The profile, with the limits that flags put in its place."""
     names = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_gpu_blocks")
@@ -124,8 +134,13 @@ def _profile(arguments: argparse.Namespace) -> Profile:
     )
 
 
-def _traffic(arguments: argparse.Namespace) -> _Traffic:
-    """The traffic that the flags choose; read once to the end, so that errors show now."""
+def read_traffic(arguments: argparse.Namespace) -> Traffic:
+    """
+    The traffic that the flags choose; read once to the end, so that errors show now.
+
+    Raises:
+        ConfigError: there is none, or a row of it cannot be used.
+    """
     if arguments.trace is None:
         raise ConfigError("--trace: must be given: a CSV file, or synthetic:KIND")
     length = inf
@@ -144,7 +159,7 @@ def _traffic(arguments: argparse.Namespace) -> _Traffic:
     if seconds == inf:
         # The next request would have come about so much later.
         seconds = seen.last * (1 + 1 / seen.requests) or 1.0
-    return _Traffic(arrivals=arrivals, survey=seen, seconds=seconds)
+    return Traffic(arrivals=arrivals, survey=seen, seconds=seconds)
 
 
 def _chosen(arguments: argparse.Namespace, source: Arrivals) -> Iterator[Request]:
@@ -163,7 +178,7 @@ def _chosen(arguments: argparse.Namespace, source: Arrivals) -> Iterator[Request
 async def _serve(
     arguments: argparse.Namespace,
     frontend: Frontend,
-    traffic: _Traffic,
+    traffic: Traffic,
     host: str | None,
     port: int,
 ) -> None:
@@ -226,7 +241,7 @@ def _now(runner: RealTimeRunner) -> str:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def _introduction(arguments: argparse.Namespace, profile: Profile, traffic: _Traffic) -> str:
+def _introduction(arguments: argparse.Namespace, profile: Profile, traffic: Traffic) -> str:
     seen = traffic.survey
     mean_prompt, mean_output = (
         seen.prompt_tokens / seen.requests,

@@ -22,6 +22,7 @@ from headroom_exporter.simulate.requests import Finished, OnFinish, Request, Seq
 from headroom_exporter.simulate.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from headroom_exporter.samples import Constraint
     from headroom_exporter.simulate.profiles import Profile
 
 
@@ -32,6 +33,7 @@ class SimulatedEngine:
     Args:
         profile: Model, device and limits.
         start: Virtual seconds at which it begins, ready for requests.
+        slowdown: Of its GPU; 1 for a healthy one.
 
     Attributes:
         profile: Model, device and limits.
@@ -43,9 +45,10 @@ class SimulatedEngine:
         hung_up: Requests whose client left before they ended.
         prefilling_tokens: Prompt tokens of unfinished requests that have given no token yet.
         sleep_level: As it was put to sleep; None while awake.
+        slowdown: How many times as long as the profile says every step takes that begins from now on.
     """
 
-    def __init__(self, profile: Profile, start: float = 0.0) -> None:
+    def __init__(self, profile: Profile, start: float = 0.0, slowdown: float = 1.0) -> None:
         self.profile = profile
         self.counters = Counters(profile.max_model_len)
         self.gauges: Gauges | None = None
@@ -55,6 +58,7 @@ class SimulatedEngine:
         self.hung_up = 0
         self.prefilling_tokens = 0
         self.sleep_level: int | None = None
+        self.slowdown = slowdown
         # Start of the next step, or of the one under way.
         self._now = start
         self._step_end: float | None = None
@@ -72,6 +76,11 @@ class SimulatedEngine:
     def waiting(self) -> int:
         """Requests the scheduler holds back now."""
         return len(self._scheduler.waiting)
+
+    @property
+    def blocked(self) -> Constraint | None:
+        """Why the head of the queue waits; see ``Scheduler.blocked``."""
+        return self._scheduler.blocked
 
     @property
     def unfinished(self) -> int:
@@ -258,6 +267,7 @@ class SimulatedEngine:
         # As in Profile.step_seconds, and to the last bit: how often this is called must not show.
         fixed = profile.step_fixed + profile.step_per_sequence * batch
         per_kv_token, resident = profile.step_per_kv_token, scheduler.resident
+        slowdown = self.slowdown
         intervals = self.counters.token_interval
         bounds, counts = intervals.bounds, intervals.counts
         edge = -1.0
@@ -268,7 +278,7 @@ class SimulatedEngine:
         now, usage = self._now, 0.0
         while step < last and now < arrival:
             need = len(ring[step % block_tokens])
-            seconds = fixed + per_kv_token * resident
+            seconds = slowdown * (fixed + per_kv_token * resident)
             if need > free or now + seconds > latest:
                 break
             if seconds > edge:  # steps only become longer
@@ -298,7 +308,7 @@ class SimulatedEngine:
         """Decide what the next step computes and when it ends."""
         scheduler = self._scheduler
         scheduler.schedule(self.steps, self._now)
-        self._step_end = self._now + self.profile.step_seconds(
+        self._step_end = self._now + self.slowdown * self.profile.step_seconds(
             scheduler.decoding + len(scheduler.chunks),
             scheduler.resident,
             sum(tokens for _, tokens in scheduler.chunks),

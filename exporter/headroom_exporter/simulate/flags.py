@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentTypeError
 from math import inf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, _ActionsContainer
 
 EPILOG = """\
 traces:
@@ -29,8 +33,8 @@ examples:
 def add_arguments(parser: ArgumentParser) -> None:
     """Add every flag of the verb."""
     _add_what(parser)
-    _add_traffic(parser)
-    _add_engine(parser)
+    add_traffic(parser)
+    add_engine(parser)
     _add_serving(parser)
 
 
@@ -45,7 +49,8 @@ def _add_what(parser: ArgumentParser) -> None:
     parser.add_argument("--trace", metavar="FILE", help="traffic: a CSV file, or synthetic:KIND")
 
 
-def _add_traffic(parser: ArgumentParser) -> None:
+def add_traffic(parser: _ActionsContainer) -> None:
+    """Add the flags that choose and scale the traffic."""
     parser.add_argument(
         "--from", dest="start", metavar="T", type=_seconds, default=0.0, help="begin at this second"
     )
@@ -81,7 +86,8 @@ def _add_traffic(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of --scale (default 0)")
 
 
-def _add_engine(parser: ArgumentParser) -> None:
+def add_engine(parser: _ActionsContainer) -> None:
+    """Add the flags of the engine and of what befalls it."""
     for name, what in (
         ("max-num-seqs", "slots of a rank"),
         ("max-num-batched-tokens", "tokens of one step"),
@@ -113,7 +119,8 @@ def _add_engine(parser: ArgumentParser) -> None:
         metavar="WHAT@T",
         action="append",
         default=[],
-        help="restart@T, sleep@T, sleep:LEVEL@T or wake@T seconds after --from; may be repeated",
+        help="restart@T, sleep@T, sleep:LEVEL@T, wake@T or slow:FACTOR@T (every step takes FACTOR times as "
+        "long) seconds after --from; may be repeated",
     )
     parser.add_argument(
         "--start-seconds",

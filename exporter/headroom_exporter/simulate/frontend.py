@@ -78,6 +78,7 @@ class Frontend:
         started: When the present process began to answer.
         up: Whether anything listens.
         sleep_level: As it was put to sleep; None while awake.
+        slowdown: How many times as long as the profile says a step takes; of the GPU, so a restart keeps it.
         rejections: By reason, since the start of the process.
         fates: What became of requests that no engine counts.
         hung_up: Requests whose client left, over restarts.
@@ -101,6 +102,7 @@ class Frontend:
         self.started = 0.0
         self.up = True
         self.sleep_level: int | None = None
+        self.slowdown = 1.0
         self.rejections = dict.fromkeys(REJECTION_REASONS, 0)
         self.fates = Fates()
         self.engines = tuple(SimulatedEngine(profile) for _ in range(ranks))
@@ -277,6 +279,8 @@ class Frontend:
             self._stop(on_finish)
             self._events.append(Event(at=event.at + self._start_seconds, action="ready"))
             self._events.sort()
+        elif event.action == "slow":
+            self._slow(event.factor)
         else:
             self._start()
 
@@ -293,6 +297,12 @@ class Frontend:
         for engine in self.engines:
             engine.wake()
 
+    def _slow(self, factor: float) -> None:
+        """Let every step of every rank that begins from now on take so many times as long."""
+        self.slowdown = factor
+        for engine in self.engines:
+            engine.slowdown = factor
+
     def _stop(self, on_finish: OnFinish | None) -> None:
         """End the process; a second restart during a start begins the start anew."""
         self._events = [event for event in self._events if event.action != "ready"]
@@ -305,14 +315,18 @@ class Frontend:
             self._past_hung_up += engine.hung_up
             self._past_finished += sum(engine.counters.finished.values())
             self._past_integrals.append(engine.integrals)
-        self.engines = tuple(SimulatedEngine(self.profile, self.clock) for _ in self.engines)
+        self.engines = self._fresh_engines()
         self.rejections = dict.fromkeys(REJECTION_REASONS, 0)
         self.sleep_level = None
 
     def _start(self) -> None:
         self.up = True
         self.started = self.clock
-        self.engines = tuple(SimulatedEngine(self.profile, self.clock) for _ in self.engines)
+        self.engines = self._fresh_engines()
+
+    def _fresh_engines(self) -> tuple[SimulatedEngine, ...]:
+        """Those of a new process, on the same cards."""
+        return tuple(SimulatedEngine(self.profile, self.clock, self.slowdown) for _ in self.engines)
 
 
 def _load(engine: SimulatedEngine) -> float:

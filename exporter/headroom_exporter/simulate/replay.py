@@ -10,25 +10,24 @@ replay gives the same States each time.
 from __future__ import annotations
 
 import asyncio
-import errno
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any, cast
-
-import aiohttp
+from math import inf
+from typing import TYPE_CHECKING, cast
 
 from headroom_exporter.config import EngineConfig, PlanConfig, PollConfig
+from headroom_exporter.errors import ConfigError
+from headroom_exporter.gpus.slowdowns import SlowdownWatch
 from headroom_exporter.poll import FULL, Clocks, EnginePoller
 from headroom_exporter.samples import GpuState, ReloadState, State
-from headroom_exporter.simulate.answers import PATHS, answer
-from headroom_exporter.simulate.exposition import Page
+from headroom_exporter.simulate.wire import Wire, family_names
 from headroom_exporter.track import EngineTrack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from yarl import URL
+    import aiohttp
 
     from headroom_exporter.simulate.frontend import Frontend
     from headroom_exporter.simulate.load import Load
@@ -47,11 +46,26 @@ class Replica:
         name: The ``engine`` label.
         frontend: The server, at the beginning of its time.
         load: The traffic on it.
+        hidden: Families that its pages do not have, by their names on a page's TYPE lines; with a
+            counter or histogram its ``_created`` gauges go too.
+        hidden_from: Virtual seconds from which on they are missing.
+
+    Raises:
+        ConfigError: a hidden family that no page has.
     """
 
     name: str
     frontend: Frontend
     load: Load
+    hidden: frozenset[str] = frozenset()
+    hidden_from: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in sorted(self.hidden - family_names()):
+            raise ConfigError(
+                f"replica {self.name}: hidden {name!r}: must be a family of the simulated page, such as "
+                "vllm:kv_cache_usage_perc or vllm:num_preemptions_total"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +94,8 @@ def replay(
     poll: PollConfig | None = None,
     plan_of: PlanOf = no_plan,
     epoch: float = 0.0,
+    restarts: Sequence[tuple[float, float]] = (),
+    gpus: Callable[[float], GpuState] | None = None,
 ) -> Iterator[Moment]:
     """
     Run servers under their loads and poll them, in virtual time.
@@ -90,36 +106,52 @@ def replay(
         poll: Rhythms; the defaults of the exporter when not given.
         plan_of: The plan for an engine's name and a model's.
         epoch: Unix seconds of virtual time 0, for the timestamps in the State.
+        restarts: When the exporter's process ends, and for how many seconds there is none; what overlaps
+            is one outage. The next one remembers nothing and its counters begin at 0; the servers go on.
+        gpus: What is read off the GPUs at a virtual time, ``read_at`` in virtual seconds; asked once
+            for each Moment. When their slowdowns change, step times are forgotten, as in life. None
+            for GPUs that are not looked at.
 
     Yields:
-        The State after each round of polls, from 0 on. Memory does not grow with time.
+        The State after each round of polls, from 0 on; none while there is no exporter. Memory does
+        not grow with time.
 
     Raises:
+        ConfigError: a restart at no time, or one that ends before it begins.
         RuntimeError: called where an event loop runs already.
     """
-    rhythm = poll or PollConfig()
+    lives = _lives(restarts, until)
     now = _Now(epoch)
-    readers = [_Reader(replica, rhythm, plan_of, now) for replica in replicas]
-    due = [(0.0, index) for index in range(len(readers))]
-    heapify(due)
-    reload = ReloadState(successful=True, at=epoch)
     with _loop() as loop:
-        while due[0][0] < until:
-            now.seconds = due[0][0]
-            while due[0][0] == now.seconds:
-                _, index = heappop(due)
-                reader = readers[index]
-                reader.advance()
-                loop.run_until_complete(reader.tick())
-                heappush(due, (now.seconds + reader.pause(), index))
-            yield Moment(
-                at=now.seconds,
-                state=State(
-                    engines=tuple(reader.track.state() for reader in readers),
-                    gpu=GpuState(up=None),
-                    reload=reload,
-                ),
+        for begin, end in lives:
+            now.seconds = begin
+            exporter = _Exporter(replicas, poll or PollConfig(), plan_of, now)
+            while exporter.next_poll < end:
+                now.seconds = exporter.next_poll
+                loop.run_until_complete(exporter.tick())
+                gpu = GpuState(up=None) if gpus is None else gpus(now.seconds)
+                yield exporter.moment(gpu)
+        if not lives or lives[-1][1] < until:  # the servers go on to the end all the same
+            for replica in replicas:
+                replica.load.drive(replica.frontend, until)
+
+
+def _lives(restarts: Sequence[tuple[float, float]], until: float) -> list[tuple[float, float]]:
+    """When there is an exporter: begin and end of each process, in order."""
+    lives = []
+    begin = 0.0
+    for at, seconds in sorted(restarts):
+        if not (0 <= at < inf and 0 <= seconds < inf):
+            raise ConfigError(
+                f"restart ({at:g}, {seconds:g}): must be virtual seconds and how many seconds there is no "
+                "exporter, both at least 0 and finite"
             )
+        if begin < min(at, until):
+            lives.append((begin, min(at, until)))
+        begin = max(begin, at + seconds)
+    if begin < until:
+        lives.append((begin, until))
+    return lives
 
 
 @contextmanager
@@ -162,6 +194,54 @@ class _Now:
         return self.epoch + self.seconds
 
 
+class _Exporter:
+    """One process of the exporter: what it polls, when, and what it remembers."""
+
+    def __init__(
+        self, replicas: Sequence[Replica], poll: PollConfig, plan_of: PlanOf, now: _Now
+    ) -> None:
+        self._now = now
+        self._readers = [_Reader(replica, poll, plan_of, now) for replica in replicas]
+        self._due = [(now.seconds, index) for index in range(len(self._readers))]
+        heapify(self._due)
+        self._slowdowns = SlowdownWatch()
+        self._reload = ReloadState(successful=True, at=now.wall())
+
+    @property
+    def next_poll(self) -> float:
+        """Virtual seconds."""
+        return self._due[0][0]
+
+    async def tick(self) -> None:
+        """Let the servers come to this moment and poll those that are due."""
+        now = self._now.seconds
+        while self._due[0][0] == now:
+            _, index = heappop(self._due)
+            reader = self._readers[index]
+            reader.advance()
+            await reader.tick()
+            heappush(self._due, (now + reader.pause(), index))
+
+    def moment(self, gpu: GpuState) -> Moment:
+        """
+        The State after a round of polls.
+
+        Step times are forgotten after the polls and not before: what these saw passed before the GPUs
+        were read.
+        """
+        if self._slowdowns.changed(gpu.gpus):
+            for reader in self._readers:
+                reader.track.forget_step_time()
+        return Moment(
+            at=self._now.seconds,
+            state=State(
+                engines=tuple(reader.track.state() for reader in self._readers),
+                gpu=gpu,
+                reload=self._reload,
+            ),
+        )
+
+
 class _Reader:
     """One replica and the poller that reads it."""
 
@@ -172,13 +252,16 @@ class _Reader:
         self._failures = 0
         config = EngineConfig(name=replica.name, url=_URL)
         self.track = EngineTrack(config, poll, plan_of)
+        wire = Wire(
+            replica.frontend, now.epoch, hidden=replica.hidden, hidden_from=replica.hidden_from
+        )
         self._poller = EnginePoller(
             config,
             poll,
             self.track,
             lambda: None,
             # Of a session the poller uses get() alone.
-            cast("aiohttp.ClientSession", _Wire(replica.frontend, now.epoch)),
+            cast("aiohttp.ClientSession", wire),
             Clocks(monotonic=now.monotonic, wall=now.wall),
         )
 
@@ -199,56 +282,3 @@ class _Reader:
             return interval
         doubled = interval * 2.0 ** min(self._failures - 1, 10)
         return min(max(self._poll.max_backoff, interval), doubled)
-
-
-# --- a wire that takes no time -------------------------------------------------------------------
-
-
-class _Wire:
-    """In place of an HTTP client: the answers of one simulated server."""
-
-    def __init__(self, frontend: Frontend, epoch: float) -> None:
-        self._frontend = frontend
-        self._page = Page(frontend, epoch=epoch)
-        # Taking an address apart costs more than the answer.
-        self._asked: dict[URL, tuple[str, frozenset[str]]] = {}
-
-    @asynccontextmanager
-    async def get(self, url: URL, **_: object) -> AsyncIterator[_Response]:
-        """Answer a request."""
-        if not self._frontend.up:
-            refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-            raise aiohttp.ClientConnectorError(cast("Any", _Address()), refused)
-        asked = self._asked.get(url)
-        if asked is None:
-            asked = self._asked[url] = (url.path, frozenset(url.query.getall("name[]", [])))
-        path, names = asked
-        if path not in PATHS:
-            yield _Response(404, b"")
-        else:
-            yield _Response(200, answer(self._frontend, self._page, path, names).body)
-
-
-class _Address:
-    """As much of a connection's address as the text of an error needs."""
-
-    host = "simulated.invalid"
-    port = 8000
-    ssl = True
-
-
-class _Response:
-    """As much of an HTTP response as the poller looks at."""
-
-    __slots__ = ("_body", "content", "headers", "reason", "status")
-
-    def __init__(self, status: int, body: bytes) -> None:
-        self.status = status
-        self.reason = "OK" if status == 200 else "Not Found"
-        self.headers: dict[str, str] = {}
-        self.content = self
-        self._body = body
-
-    async def iter_chunked(self, _size: int) -> AsyncIterator[bytes]:
-        """Give the body."""
-        yield self._body

@@ -19,6 +19,7 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from headroom_exporter.samples import Constraint
 from headroom_exporter.simulate.pool import BlockPool
 from headroom_exporter.simulate.requests import Sequence
 
@@ -79,6 +80,25 @@ class Scheduler:
             and self.decoding < self._profile.max_num_batched_tokens
             and self._blocks(self.waiting[0].tokens) <= self.pool.free
         )
+
+    @property
+    def blocked(self) -> Constraint | None:
+        """
+        Why the head of the queue waits: the truth that the exporter can only infer.
+
+        Returns:
+            None when nothing waits; slots when all are taken; kv_cache when the head's whole prompt
+            does not fit the free blocks (after a preemption it never does: the head is the victim, and
+            part of what it held was needed); else prefill: the step's token budget went to other
+            prompts, or the next step has yet to begin.
+        """
+        if not self.waiting:
+            return None
+        if len(self.running) >= self._profile.max_num_seqs:
+            return Constraint.SLOTS
+        if self._blocks(self.waiting[0].tokens) > self.pool.free:
+            return Constraint.KV_CACHE
+        return Constraint.PREFILL
 
     def next_end(self) -> int:
         """Number of the first step that ends a sequence; one must be decoding."""

@@ -1,4 +1,4 @@
-"""What visitors find: /metrics, /healthz, /readyz, a landing page and POST /-/reload."""
+"""What visitors find: the status page and its API, /metrics, /healthz, /readyz, POST /-/reload."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from headroom_exporter import __version__
+from headroom_exporter.web import assets, status
 from headroom_exporter.web.logins import Logins, gate
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from headroom_exporter.web.settings import WebSettings
+    from headroom_exporter.web.status import StatusApi
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,11 @@ _MAX_BODY_BYTES = 4096
 _VERSION = re.compile(r"version=([^;\s]*)")
 # Prometheus text 0.0.4 and 1.0.0, OpenMetrics 1.0.0; 0.0.1 falls back to text by itself.
 _VERSIONS = frozenset({"0.0.1", "0.0.4", "1.0.0"})
+# Only our own files are loaded and run, whatever a model's name tries.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _REFUSES = re.compile(r"q=0(?:\.0*)?")
 
 
@@ -40,6 +47,7 @@ def build_app(
     ready: Callable[[], bool],
     reload: Reload | None = None,
     landing: Callable[[], str] | None = None,
+    api: StatusApi | None = None,
     settings: WebSettings | None = None,
     logins: Logins | None = None,
 ) -> web.Application:
@@ -51,7 +59,8 @@ def build_app(
         health: Whether the polling loop lives; /healthz is 503 while it does not.
         ready: Whether the first poll is done; /readyz is 503 until then.
         reload: Read the configuration again; returns None, or why it could not be used. None: off.
-        landing: Plain text for the landing page, asked at each request.
+        landing: Plain text that stands for the status page where no script runs; asked at each request.
+        api: What the status page draws. None: there is none, and the page says so.
         settings: The web configuration, where there is one.
         logins: Who checks passwords, where it is to be another than the default.
     """
@@ -60,7 +69,10 @@ def build_app(
         middlewares.append(gate(settings, logins or Logins()))
     app = web.Application(middlewares=middlewares, client_max_size=_MAX_BODY_BYTES)
     app.on_response_prepare.append(_headers(settings))
-    app.router.add_get("/", _landing(landing))
+    app.router.add_get("/", _page(landing))
+    app.router.add_get("/static/{name:.+}", assets.asset)
+    if api is not None:
+        status.add_routes(app, api, _takes_gzip)
     app.router.add_get("/metrics", _metrics(registry))
     app.router.add_get(
         "/healthz", _probe(health, "ok", "the polling loop is stuck"), name="healthz"
@@ -154,29 +166,15 @@ def _reload(reload: Reload | None) -> Handler:
     return reload_now
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>headroom-exporter</title></head>
-<body>
-<h1>headroom-exporter {version}</h1>
-<ul>
-<li><a href="metrics">/metrics</a></li>
-<li><a href="healthz">/healthz</a></li>
-<li><a href="readyz">/readyz</a></li>
-</ul>
-{details}</body>
-</html>
-"""
-
-
-def _landing(landing: Callable[[], str] | None) -> Handler:
+def _page(landing: Callable[[], str] | None) -> Handler:
     async def page(_request: web.Request) -> web.StreamResponse:
-        details = f"<pre>{html.escape(landing())}</pre>\n" if landing is not None else ""
+        details = f"<pre>{html.escape(landing())}</pre>" if landing is not None else ""
+        # Not str.format: what is put in may hold braces, and the page may come to.
+        text = assets.page().replace("{version}", html.escape(__version__))
         return web.Response(
-            text=_PAGE.format(version=html.escape(__version__), details=details),
+            text=text.replace("{landing}", details),
             content_type="text/html",
-            # Nothing is loaded and nothing runs, whatever a model's name tries.
-            headers={"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"},
+            headers={"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"},
         )
 
     return page

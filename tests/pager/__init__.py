@@ -1,0 +1,1 @@
+"""The path of a page, from an engine to whoever is woken: Prometheus, Alertmanager and a webhook."""

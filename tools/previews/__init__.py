@@ -1,0 +1,1 @@
+"""Previews of the Grafana boards, drawn from what a real Prometheus answered (``boards_preview.py``)."""

@@ -1,0 +1,1 @@
+"""The scoreboard: our rules and everyone's, on the same traffic (``make backtest``)."""
