@@ -387,8 +387,8 @@ CATALOG: tuple[MetricSpec, ...] = (
         "sequences",
         "Sequences of today's mix that each constraint lets run (estimate): slots; kv_cache (overrun "
         "no more often than the plan's overrun_probability); latency (planned TPOT p95 kept); prefill "
-        "(prompts take at most 80 % of engine time over minutes; it moves with demand, for prompts limit a flow "
-        "and not a number of sequences); plan (planned concurrency). Absent while unknown.",
+        "(prompts take at most 80 % of engine time over minutes; it moves with demand, for prompts limit a "
+        "flow and not a number of sequences); plan (planned concurrency). Absent while unknown.",
         "derived",
         "constraint",
     ),

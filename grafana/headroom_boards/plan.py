@@ -143,13 +143,13 @@ def _verdict() -> tuple[Panel, ...]:
 
 
 def _use() -> Panel:
-    over = m("engine:headroom_prompts_over_plan:ratio6h")
+    over = m("engine:headroom_prompts_over_plan:ratio2h")
     return Panel(
         kind=Kind.BAR_GAUGE,
         title="How much of each planned number is used?",
         description="Observed over planned, last hour, worst replica. Above 100 % the plan no longer"
         " describes the traffic: write the new number into the plan and see what it leaves."
-        " Long prompts: their share over the planned p95 against the 5 % that the word p95 allows, six"
+        " Long prompts: their share over the planned p95 against the 5 % that the word p95 allows, two"
         " hours.",
         queries=(
             Query(
@@ -384,7 +384,7 @@ def _sizes() -> tuple[Panel, ...]:
             title="How many prompts are above the planned p95?",
             description="Share of an hour's prompts, between what is certain and what is possible, as the"
             " engine's buckets leave it open. On plan it is 5 %, the line. HeadroomPromptsOutgrewPlan"
-            " speaks when it is certain over six hours.",
+            " speaks when it is certain over two hours.",
             queries=(
                 Query(
                     expr=_exceeding("upper", prompts),

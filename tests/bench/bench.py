@@ -3,8 +3,9 @@ Measure what the exporter costs, print a table, assert nothing.
 
     python tests/bench/bench.py [--quick] [--no-vllm] [--json FILE]
 
-Takes about five minutes of two cores. Needs the environment of tools/install_vllm.py for the part on a
-real vLLM; HEADROOM_VLLM_VENV says where it is, .venv-vllm where not set.
+Takes about ten minutes of two cores. Needs the environment of tools/install_vllm.py for the part on a
+real vLLM (HEADROOM_VLLM_VENV says where it is, .venv-vllm where not set), and the Debian package
+prometheus for the backtest.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[0] = str(TESTS)
 sys.path.insert(1, str(TESTS.parent / "exporter"))
 
-from bench import engine_cost, fleet, micro, process, replaying, report  # noqa: E402
+from bench import (  # noqa: E402
+    backtesting,
+    engine_cost,
+    fleet,
+    micro,
+    process,
+    replaying,
+    report,
+    status_page,
+    visiting,
+)
+from headroom_exporter.backtest.prometheus import program  # noqa: E402
+from headroom_exporter.errors import HeadroomError  # noqa: E402
 
 VENV_VARIABLE = "HEADROOM_VLLM_VENV"
 COUNTS = (1, 8, 32)
@@ -63,6 +76,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             f"{environment} holds no vLLM: run tools/install_vllm.py, set {VENV_VARIABLE}, "
             "or leave that part out with --no-vllm"
         )
+    try:
+        program("prometheus"), program("promtool")
+    except HeadroomError as error:
+        # Told now, not after ten minutes.
+        parser.error(str(error))
     return arguments
 
 
@@ -83,8 +101,14 @@ def _measure(arguments: argparse.Namespace, directory: Path) -> list[report.Row]
         rows += [row for each in fleets for row in rows_of(each)]
     _say("single steps")
     rows += micro.rows()
-    _say("a day in virtual time")
-    return rows + replaying.rows(quick=quick)
+    _say("the status page")
+    rows += status_page.rows()
+    rows += visiting.rows(directory, seconds=10.0 if quick else 30.0)
+    virtual = "an hour" if quick else "a day"
+    _say(f"{virtual} in virtual time")
+    rows += replaying.rows(quick=quick)
+    _say(f"a backtest of {virtual}")
+    return rows + backtesting.rows(directory, quick=quick)
 
 
 def _say(doing: str) -> None:

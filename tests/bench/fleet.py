@@ -86,8 +86,8 @@ def measure(count: int, directory: Path, *, seconds: float, scrapes: int) -> Fle
         seconds: How long the exporter's CPU is counted; a multiple of 10, since full polls are 10 s apart.
         scrapes: Of each kind of page.
     """
-    with _engines(count) as addresses:
-        with _exporter(addresses, directory) as (address, pid):
+    with serving(count) as addresses:
+        with exporting(addresses, directory) as (address, pid):
             time.sleep(WARM_UP_SECONDS)
             exporter = _usage(pid, addresses[0], seconds)
             polling = memory(pid)
@@ -109,13 +109,14 @@ def measure(count: int, directory: Path, *, seconds: float, scrapes: int) -> Fle
 
 
 @contextmanager
-def _engines(count: int) -> Iterator[list[str]]:
+def serving(count: int) -> Iterator[list[str]]:
+    """So many engines in a process of their own: their addresses."""
     with started([str(HERE / "engines.py"), str(count)]) as process:
         yield json.loads(first_line(process))
 
 
 @contextmanager
-def _exporter(addresses: list[str], directory: Path) -> Iterator[tuple[str, int]]:
+def exporting(addresses: list[str], directory: Path) -> Iterator[tuple[str, int]]:
     """``headroom-exporter run``: its address and process id once it is ready."""
     file = directory / f"exporter-{len(addresses)}.yaml"
     file.write_text(configuration(addresses), encoding="utf-8")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from headroom_exporter.samples import EngineState
+
 STEPS = Part("Steps on their own, one engine of 430 series: median CPU time")
 SERIES = Part("Series of one rank (labels engine, rank and model), most over the whole recording")
 FAST_NAMES = frozenset(VLLM.fast_names)
@@ -49,11 +51,8 @@ class Pages:
 
 def rows() -> list[Row]:
     """Microseconds of each step, and how many series a rank has."""
-    texts = load_pages()
-    pages = Pages(
-        [text.encode() for text in texts], [restrict(text, FAST_NAMES).encode() for text in texts]
-    )
-    registry, most = _play(pages, parse(json.dumps({"plans": [FULL_PLAN]}), "bench").plans[0])
+    pages = _pages()
+    registry, most = _play(pages, full_plan())
     _, most_without = _play(pages, None)
     return [
         *_parsing(pages),
@@ -64,22 +63,34 @@ def rows() -> list[Row]:
     ]
 
 
+def _pages() -> Pages:
+    texts = load_pages()
+    return Pages(
+        [text.encode() for text in texts], [restrict(text, FAST_NAMES).encode() for text in texts]
+    )
+
+
+def full_plan() -> PlanConfig:
+    """The plan that declares everything."""
+    return parse(json.dumps({"plans": [FULL_PLAN]}), "bench").plans[0]
+
+
 def _parsing(pages: Pages) -> list[Row]:
     size, size_full = (len(page[-1]) / 1024 for page in (pages.fast, pages.full))
     return [
         STEPS.row(
             f"parse the filtered page ({size:.1f} KiB)",
-            _microseconds(lambda page: parse_page(page, FAST_NAMES), pages.fast),
+            microseconds(lambda page: parse_page(page, FAST_NAMES), pages.fast),
             "us",
         ),
         STEPS.row(
             f"parse the full page ({size_full:.0f} KiB), wanted names only",
-            _microseconds(lambda page: parse_page(page, VLLM.full_names), pages.full[::4]),
+            microseconds(lambda page: parse_page(page, VLLM.full_names), pages.full[::4]),
             "us",
         ),
         STEPS.row(
             "prometheus_client alone on the full page, all names",
-            _microseconds(
+            microseconds(
                 lambda page: list(text_string_to_metric_families(page.decode())), pages.full[::8]
             ),
             "us",
@@ -94,7 +105,7 @@ def _tracking(pages: Pages) -> list[Row]:
         STEPS.row("read a parsed full page", _read_time(pages.full[::4], VLLM.full_names), "us"),
         STEPS.row("observe one sample: learn, derive, integrate", _observe_time(fast), "us"),
         STEPS.row("snapshot of the memory", _snapshot_time(fast), "us"),
-        STEPS.row("a whole filtered poll but for HTTP", _take_time(pages), "us"),
+        STEPS.row("a whole filtered poll but for HTTP", take_time(pages), "us"),
     ]
 
 
@@ -102,16 +113,16 @@ def _rendering(registry: CollectorRegistry) -> list[Row]:
     again = range(100)
     return [
         STEPS.row(
-            "collect families", _microseconds(lambda _: list(registry.collect()), again), "us"
+            "collect families", microseconds(lambda _: list(registry.collect()), again), "us"
         ),
         STEPS.row(
             "render text (collect included)",
-            _microseconds(lambda _: generate_latest(registry), again),
+            microseconds(lambda _: generate_latest(registry), again),
             "us",
         ),
         STEPS.row(
             "render OpenMetrics (collect included)",
-            _microseconds(
+            microseconds(
                 lambda _: generate_openmetrics(registry),  # type: ignore[no-untyped-call]
                 again,
             ),
@@ -120,23 +131,25 @@ def _rendering(registry: CollectorRegistry) -> list[Row]:
     ]
 
 
-def _microseconds(step: Callable[[Input], object], inputs: Iterable[Input]) -> float:
+def microseconds(step: Callable[[Input], object], inputs: Iterable[Input]) -> float:
     """Median CPU time of a step over its inputs: a neighbour that takes the core does not count."""
-    times = []
-    for each in inputs:
-        began = time.thread_time()
-        step(each)
-        times.append(time.thread_time() - began)
-    return 1e6 * median(times)
+    return 1e6 * median(thread_seconds(step, each) for each in inputs)
+
+
+def thread_seconds(step: Callable[[Input], object], given: Input) -> float:
+    """CPU seconds of a step, once."""
+    began = time.thread_time()
+    step(given)
+    return time.thread_time() - began
 
 
 def _read_time(pages: list[bytes], names: frozenset[str]) -> float:
-    return _microseconds(VLLM.read, [parse_page(page, names) for page in pages])
+    return microseconds(VLLM.read, [parse_page(page, names) for page in pages])
 
 
 def _observe_time(samples: list[RankSample]) -> float:
     memory = RankMemory(5.0)
-    return _microseconds(
+    return microseconds(
         lambda each: memory.observe(each[0] * PAGE_SECONDS, each[1]), list(enumerate(samples))
     )
 
@@ -145,13 +158,15 @@ def _snapshot_time(samples: list[RankSample]) -> float:
     memory = RankMemory(5.0)
     for i, sample in enumerate(samples):
         memory.observe(i * PAGE_SECONDS, sample)
-    return _microseconds(memory.snapshot, [len(samples) * PAGE_SECONDS] * len(samples))
+    return microseconds(memory.snapshot, [len(samples) * PAGE_SECONDS] * len(samples))
 
 
-def _take_time(pages: Pages) -> float:
+def take_time(pages: Pages | None = None) -> float:
+    """Microseconds of a whole filtered poll but for HTTP: parse, learn, derive, State."""
+    pages = pages or _pages()
     track = EngineTrack(EngineConfig(name="bench"), PollConfig(interval=PAGE_SECONDS), _no_plan)
     _take(track, pages.full[0], 0, full=True)
-    return _microseconds(
+    return microseconds(
         lambda each: (_take(track, each[1], each[0], full=False), track.state()),
         list(enumerate(pages.fast))[1:],
     )
@@ -176,7 +191,7 @@ def _play(pages: Pages, plan: PlanConfig | None) -> tuple[CollectorRegistry, int
         EngineConfig(name="bench"), PollConfig(interval=PAGE_SECONDS), lambda *_: plan
     )
     now, most = 0.0, 0
-    collector = StateCollector(lambda: _state(track), lambda *_: plan, lambda: now)
+    collector = StateCollector(lambda: state_of(track.state()), lambda *_: plan, lambda: now)
     registry = make_registry(collector)
     for number, page in enumerate(pages.fast):
         now, full = number * PAGE_SECONDS, number % FULL_EVERY == 0
@@ -186,10 +201,16 @@ def _play(pages: Pages, plan: PlanConfig | None) -> tuple[CollectorRegistry, int
     return registry, most
 
 
-def _state(track: EngineTrack) -> State:
+def state_of(engine: EngineState) -> State:
+    """What the exporter would show of this engine alone."""
     return State(
-        engines=(track.state(),), gpu=GpuState(up=None), reload=ReloadState(successful=True, at=0)
+        engines=(engine,), gpu=GpuState(up=None), reload=ReloadState(successful=True, at=0)
     )
+
+
+def collector_of(state: State, plan: PlanConfig, now: float) -> StateCollector:
+    """What /metrics is made from, with one plan for all."""
+    return StateCollector(lambda: state, lambda *_: plan, lambda: now)
 
 
 def _rank_series(registry: CollectorRegistry) -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from headroom_exporter.backtest import evaluate
+from headroom_exporter.backtest.prometheus import _end as end
 from headroom_exporter.backtest.prometheus import make_blocks, program, serve
 from headroom_exporter.errors import HeadroomError
 
@@ -256,6 +259,39 @@ def test_an_alert_that_is_up_at_the_end_is_not_resolved(tmp_path):
     )
     (firing,) = found.firings
     assert (firing.pending_at, firing.fired_at, firing.resolved_at) == (0, 60, None)
+
+
+def test_evaluations_at_tenths_of_a_second_miss_nothing(tmp_path):
+    path = tmp_path / "samples.om"
+    lines = [f"small_demand 12 {START + step / 10:.3f}\n" for step in range(20)]
+    path.write_text("".join(lines) + "# EOF\n")
+    rules = [rule_file(tmp_path, alert("small_demand > 10", **{"for": "1s"}))]
+    found = evaluate(
+        path, rules, start=START, seconds=2, scrape_interval=0.1, evaluation_interval=0.1
+    )
+    (only,) = found.firings
+    assert (only.pending_at, only.fired_at, only.resolved_at) == (0.0, 1.0, None)
+
+
+def test_an_interrupt_while_it_ends_leaves_no_process():
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    # As Ctrl-C for the second time.
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            end(child)
+        assert child.returncode == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        child.kill()
+        child.wait()
+        child.stdout.close()
 
 
 def test_more_points_than_one_query_may_have_are_put_together(tmp_path):

@@ -266,6 +266,11 @@ def test_a_page_names_what_bound_as_it_fired():
     assert pages([firing(at=1500.0)], binding, SECONDS)[0].constraint is None
 
 
+def test_rules_that_record_what_binds_without_its_labels_name_nothing():
+    bare = Series(labels=(), times=[2970.0], values=[0.9])
+    assert pages([firing()], [bare], SECONDS)[0].constraint is None
+
+
 def test_a_page_that_is_up_at_the_end_ends_with_the_recording():
     assert pages([firing(end=None)], [], SECONDS)[0].end == SECONDS
 
@@ -599,6 +604,14 @@ def test_bad_input_is_refused_before_anything_is_played(
     monkeypatch.setattr(command, "play", fail)
     assert main(backtest(tmp_path, *arguments)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_rules_that_only_promtool_can_read_are_bad_input(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "play", None)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("groups: []", encoding="utf-16")
+    assert main(backtest(tmp_path, "--rules", str(rules))) == 2
+    assert f"--rules: {rules}: cannot be read" in capsys.readouterr().err
 
 
 def test_rules_that_promtool_refuses_are_bad_input(tmp_path, capsys, monkeypatch):

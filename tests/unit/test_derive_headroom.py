@@ -311,6 +311,12 @@ def test_twice_the_traffic_is_more_than_twice_the_sequences():
     assert derive(evidence(base_demand=40.0, fit=FIT), None).spike_multiple == pytest.approx(0.5)
 
 
+def test_while_requests_wait_no_more_than_the_traffic_of_today_fits():
+    # Thirty run in the peak of these seconds, the mean of the minute was ten.
+    seen = queue(slots={"args": 30.0}, running=30.0, recent_running=30.0, base_demand=10.0)
+    assert derive(seen, None).spike_multiple == pytest.approx(1.0)
+
+
 def test_a_multiple_of_very_little_is_still_one():
     assert derive(evidence(base_demand=0.05), None).spike_multiple == pytest.approx(400)
 

@@ -10,6 +10,7 @@ import tracemalloc
 import pytest
 
 from headroom_exporter.engines.base import (
+    MAX_BUCKETS,
     MAX_LABEL_LENGTH,
     MAX_LINE_LENGTH,
     MAX_LINES,
@@ -242,3 +243,12 @@ def test_half_a_histogram_is_none(
     buckets: list[tuple[dict[str, str], float]], total: float | None
 ) -> None:
     assert histogram(buckets, total) is None
+
+
+def test_a_histogram_with_more_buckets_than_any_engine_has_is_none():
+    def many(count):
+        bounds = [*(str(index) for index in range(count - 1)), "+Inf"]
+        return [({"le": bound}, float(index)) for index, bound in enumerate(bounds)]
+
+    assert histogram(many(MAX_BUCKETS), 1.0) is not None
+    assert histogram(many(MAX_BUCKETS + 1), 1.0) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -41,6 +42,12 @@ def test_rows_come_back_as_they_went_in_and_unknown_is_none():
     assert found["running"] == [3, None]
     assert found["capacity_slots"] == [None, None]
     assert set(found) == {"time", "state", *LEVELS}
+
+
+def test_a_number_too_large_for_a_column_is_unknown_and_still_json():
+    ring = Ring()
+    ring.add(10.0, OK, levels(1.7e308))
+    assert json.loads(json.dumps(ring.columns(), allow_nan=False))["running"] == [None]
 
 
 def test_a_reader_gets_only_what_it_has_not_seen():
@@ -182,6 +189,17 @@ def test_readings_between_minutes_are_read_but_not_kept():
     seen = recent.histogram(PROMPTS)
     assert seen is not None
     assert 890.0 <= seen.count <= 970.0
+
+
+def test_an_engine_without_one_of_the_histograms_still_has_the_others():
+    recent = Recent(WINDOW_SECONDS)
+    for at, count in ((0.0, 0.0), (60.0, 30.0)):
+        told = sample(count)
+        waits = {"time_to_first_token_seconds": told.histograms[PROMPTS]}
+        recent.add(at, replace(told, histograms=waits))
+    waited = recent.histogram("time_to_first_token_seconds")
+    assert waited is not None
+    assert waited.count == 30.0
 
 
 def test_a_request_counts_when_it_comes_not_when_it_ends():

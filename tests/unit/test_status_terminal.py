@@ -38,11 +38,14 @@ def made(shown: State, *, simulated: bool = False) -> dict[str, Any]:
 class Answering(http.server.BaseHTTPRequestHandler):
     status = 200
     body = b""
+    points_to: str | None = None
     asked: tuple[str, str | None] = ("", None)
 
     def do_GET(self) -> None:
         type(self).asked = (self.path, self.headers.get("Authorization"))
         self.send_response(self.status)
+        if self.points_to is not None:
+            self.send_header("Location", self.points_to)
         self.end_headers()
         self.wfile.write(self.body)
 
@@ -51,8 +54,11 @@ class Answering(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(body: bytes, status: int = 200) -> Iterator[tuple[str, type[Answering]]]:
-    handler = type("Handler", (Answering,), {"status": status, "body": body})
+def answering(
+    body: bytes, status: int = 200, points_to: str | None = None
+) -> Iterator[tuple[str, type[Answering]]]:
+    answer = {"status": status, "body": body, "points_to": points_to}
+    handler = type("Handler", (Answering,), answer)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -125,10 +131,44 @@ def test_name_and_password_go_into_a_header_and_not_into_messages():
     assert "NAME:PASSWORD" in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["ftp://a", "http://", "http://a:99999", "file:///etc/passwd"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_name_and_password_are_not_taken_to_where_a_redirect_points(status):
+    with (
+        answering(json.dumps(made(calm())).encode()) as (elsewhere, other),
+        answering(b"", status, f"http://{elsewhere}/api/v1/state") as (place, _),
+        pytest.raises(Unreachable, match=f"status {status}; it points elsewhere"),
+    ):
+        terminal.fetch(f"http://me:secret@{place}")
+    assert other.asked == ("", None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://a",
+        "http://",
+        "http://a:99999",
+        "file:///etc/passwd",
+        "http://[::1",
+        "http://[x]",
+        "http://\u2100.example",
+    ],
+)
 def test_no_address_at_all(url):
     with pytest.raises(Unreachable, match=r"must be like http://127.0.0.1:9890"):
         terminal.fetch(url)
+
+
+def test_a_wrong_address_is_named_without_its_password():
+    with pytest.raises(Unreachable, match="'host:99999': must be like") as caught:
+        terminal.fetch("http://me:secret@host:99999")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["a" * 70, "127.0.0.1:1/\u00fc", "127.0.0.1:1/a b"])
+def test_an_address_that_cannot_be_sent_is_no_traceback(place):
+    with pytest.raises(Unreachable, match="no answer: "):
+        terminal.fetch(f"http://{place}")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b"{}", b"[" * 100_000])

@@ -145,6 +145,7 @@ async def test_a_policy_forbids_what_is_not_ours():
     async with running(exporter()) as session, session.get("/") as answer:
         policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+    assert answer.headers["Cache-Control"] == "no-store"
     assert "unsafe" not in policy
 
 
@@ -154,8 +155,9 @@ async def test_the_web_configuration_s_users_guard_every_new_address(tmp_path: P
     path.write_text(f"basic_auth_users: {{me: '{secret}'}}\n", encoding="utf-8")
     async with running(exporter(), WebSettings(path)) as session:
         for route in ROUTES:
-            async with session.get(route, params=RANK) as answer:
-                assert answer.status == 401, route
+            for method in ("GET", "HEAD", "OPTIONS", "POST"):
+                async with session.request(method, route, params=RANK) as answer:
+                    assert answer.status == 401, (method, route)
             entry = {"Authorization": aiohttp.encode_basic_auth("me", "pw")}
             async with session.get(route, params=RANK, headers=entry) as answer:
                 assert answer.status == 200, route

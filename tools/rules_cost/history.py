@@ -1,4 +1,4 @@
-"""What Prometheus would already know of the fleet: two weeks of what rules recorded, hours of what was scraped."""
+"""What Prometheus would already know of a fleet: two weeks of recorded series, hours of scrapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headroom_exporter.backtest.prometheus import promtool, write_samples
 from headroom_exporter.backtest.record import SCRAPE_SECONDS
 from headroom_exporter.backtest.rules import expressions
 from rules_cost.blocks import multiply
-from rules_cost.fleet import Member
+from rules_cost.fleet import REPLICAS, Member
 from rules_cost.pages import HISTORY_SECONDS, RATES, blank
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ def write_blocks(
             _write_recorded(out, files, origin)
             out.write("# EOF\n")
         long = f"--max-block-duration={_BLOCKS}"
-        promtool("tsdb", "create-blocks-from", "openmetrics", "--quiet", long, str(text), str(small))
+        promtool(
+            "tsdb", "create-blocks-from", "openmetrics", "--quiet", long, str(text), str(small)
+        )
         of = {kind: [one for one in members if one.kind == kind] for kind in RATES}
         models = {one.model: one for one in members}
         return sum(
@@ -151,14 +153,21 @@ def _write_recorded(out: TextIO, files: Sequence[Path], origin: float) -> None:
 
 def _values(name: str, kind: str, times: Sequence[float]) -> Iterator[float]:
     """Day and night, and noise in every digit, as rates have; shares of bad time are 0 while all is well."""
-    rng = Random(f"{name} {kind}")
+    rng = Random(f"{name} {kind}")  # noqa: S311 - noise
     bad = "exhausted" in name or "low" in name
-    level = 0.95 if kind == "full" else 0.5
+    level = _level(name, kind)
     for at in times:
-        if bad:
-            yield 0.0 if kind != "full" else level + rng.uniform(-0.05, 0.05)
-        else:
-            yield level * (1 + 0.4 * sin(2 * pi * at / DAY)) + rng.uniform(-0.1, 0.1)
+        wave = 0.0 if bad else 0.4 * sin(2 * pi * at / DAY)
+        yield level * (1 + wave + rng.uniform(-0.05, 0.05))
+
+
+def _level(name: str, kind: str) -> float:
+    """About what the played engines have."""
+    calm = {"exhausted": 0.0, "low": 0.0, "spike": 4.0, "demand": 8.0, "": 0.4}
+    full = {"exhausted": 0.9, "low": 0.9, "spike": 0.3, "demand": 60.0, "": 2.0}
+    levels = full if kind == "full" else calm
+    level = next(each for word, each in levels.items() if word in name)
+    return level * REPLICAS if name.startswith("model:") else level
 
 
 def _copies(
@@ -177,3 +186,36 @@ def _copies(
         if "model_name" in own:
             named["model_name"] = one.model
         yield named
+
+
+def reads(files: Sequence[Path], rule: str) -> tuple[tuple[str, str, float], ...]:
+    """
+    What rules of one name read over ranges.
+
+    Args:
+        files: The rules.
+        rule: Recorded name or alert.
+
+    Returns:
+        Metric, window as written, and samples of one of its series; the longest of each metric first.
+    """
+    intervals = recorded(files)
+    found = {
+        (metric, window, _seconds(window) / intervals.get(metric, SCRAPE_SECONDS))
+        for file in files
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+        for one in group["rules"]
+        if rule in (one.get("alert"), one.get("record"))
+        for metric, window in _windows(one["expr"])
+    }
+    return tuple(sorted(found, key=lambda each: (-each[2], each[0])))
+
+
+def _windows(expr: str) -> Iterator[tuple[str, str]]:
+    for name, window, _offset in _RANGE.findall(expr):
+        if window:
+            yield name, window
+    for inner, outer in _SUBQUERY.findall(expr):
+        for name, _ in _directly(inner):
+            if "headroom" in name:
+                yield name, outer

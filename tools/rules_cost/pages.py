@@ -139,9 +139,7 @@ class Pages:
         origin: Unix seconds at which the scrape number HISTORY_SECONDS / SCRAPE_SECONDS is due.
     """
 
-    def __init__(
-        self, engines: Sequence[Engine], members: Sequence[Member], origin: float
-    ) -> None:
+    def __init__(self, engines: Sequence[Engine], members: Sequence[Member], origin: float) -> None:
         self._engines = {engine.kind: engine for engine in engines}
         self._members = members
         self._first = origin - HISTORY_SECONDS

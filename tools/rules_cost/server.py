@@ -63,6 +63,11 @@ class Prometheus:
         result = self._data(f"query?{urlencode({'query': expr})}")["result"]
         return float(result[0]["value"][1]) if result else 0.0
 
+    def counts(self, expr: str) -> dict[str, int]:
+        """The values of an instant query whose answer has one label, by that label's text."""
+        result = self._data(f"query?{urlencode({'query': expr})}")["result"]
+        return {"".join(one["metric"].values()): int(one["value"][1]) for one in result}
+
     def own(self) -> dict[str, float]:
         """Its own metrics; where a name has several series, their sum."""
         found: dict[str, float] = {}

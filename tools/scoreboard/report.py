@@ -86,7 +86,7 @@ _TICKETS = """\
 *Rate*: whole hours in which the traffic itself exceeds the plan's request rate, and how many of them
 `HeadroomPlanOutgrown{dimension="request_rate"}` told, firing in the hour or the next. *Prompts*: whole hours in
 which more than 7.5 % of the prompts are longer than the planned 95th percentile, and how many
-`HeadroomPromptsOutgrewPlan` told, which looks at six hours, in the hour or the six after. *Expected*: alerts
+`HeadroomPromptsOutgrewPlan` told, which looks at two hours, in the hour or the two after. *Expected*: alerts
 that the scenario is about, with when they first fired. *Others*: tickets and information beside.
 
 | scenario | rate | prompts | expected | others |
@@ -96,7 +96,7 @@ that the scenario is about, with when they first fired. *Others*: tickets and in
 # Dimension of the traffic -> the alert that tells it, its label, and how many hours later it may still.
 _TELLERS = {
     "request_rate": ("HeadroomPlanOutgrown", "request_rate", 1),
-    "prompts": ("HeadroomPromptsOutgrewPlan", None, 6),
+    "prompts": ("HeadroomPromptsOutgrewPlan", None, 2),
 }
 
 
@@ -185,6 +185,11 @@ def _targets(
             met=rows[0].sudden_in_time == len(rows[0].sudden_leads),
         ),
         _target(
+            "sudden spikes of a planned factor: `HeadroomSpikeUnsafe` an hour before",
+            [_standing(scenarios, outcomes, split) for split in (None, TUNE, HELD)],
+            met=_stands(scenarios, outcomes),
+        ),
+        _target(
             "less than one false page a replica-month of calm traffic",
             [f"{row.false_calm} in {row.calm_weeks / WEEKS_A_MONTH:.2f} months" for row in rows],
             met=rows[0].false_calm < max(1.0, rows[0].calm_weeks / WEEKS_A_MONTH),
@@ -206,6 +211,36 @@ def _targets(
         "",
     ]
     return "\n".join(lines)
+
+
+def _warned(scenarios: Sequence[Scenario], outcomes: Mapping[str, Outcome]) -> list[bool]:
+    """Of sudden spikes that the plan asks to survive: whether the ticket stood an hour before."""
+    found = []
+    for each in scenarios:
+        if each.kind != SUDDEN or "HeadroomSpikeUnsafe" not in each.expects:
+            continue
+        outcome = outcomes[each.name]
+        begins = [b.begin for one in outcome.breaches.values() for b in one if b.sustained]
+        found.append(
+            any(
+                firing.alert == "HeadroomSpikeUnsafe"
+                and firing.fired_at is not None
+                and firing.fired_at <= min(begins) - 3600
+                for firing in outcome.firings
+            )
+        )
+    return found
+
+
+def _standing(
+    scenarios: Sequence[Scenario], outcomes: Mapping[str, Outcome], split: str | None
+) -> str:
+    found = _warned([each for each in scenarios if split in (None, each.split)], outcomes)
+    return f"{sum(found)} of {len(found)}"
+
+
+def _stands(scenarios: Sequence[Scenario], outcomes: Mapping[str, Outcome]) -> bool:
+    return all(_warned(scenarios, outcomes))
 
 
 def _target(words: str, cells: Sequence[str], *, met: bool) -> str:

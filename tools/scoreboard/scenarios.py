@@ -183,7 +183,7 @@ def _one(source: str, **values: object) -> tuple[Server, ...]:
 def _calm_days() -> list[Scenario]:
     """Diurnal days on three cards, peaks at some two thirds of what fits."""
     days = []
-    for seed in range(1, 11):
+    for seed in range(1, 28):
         split = TUNE if seed % 2 else HELD
         profile, plan, rate = ((P1, MADE_P1, 1.2), (P2, MADE_P2, 3.4), (P3, MADE_P3, 6.5))[seed % 3]
         days.append(
@@ -525,28 +525,28 @@ def _spikes() -> list[Scenario]:
         ),
         Scenario(
             name="spike-stays",
-            story="x3 for twenty minutes, out of nothing, on an RTX 4090.",
+            story="x3 for twenty minutes, out of nothing, after four calm hours on an RTX 4090.",
             kind=SUDDEN,
             split=TUNE,
             profile=P1,
             plan=MADE_P1,
             servers=_one(
-                "synthetic:spike?rate=2&factor=3&at=7200&seconds=1200&duration=14400&seed=22"
+                "synthetic:spike?rate=2&factor=3&at=14400&seconds=1200&duration=21600&seed=22"
             ),
-            seconds=14_400,
+            seconds=21_600,
             expects=("HeadroomSpikeUnsafe",),
         ),
         Scenario(
             name="spike-stays-a100",
-            story="x3 for half an hour on an A100.",
+            story="x3 for half an hour, after four calm hours on an A100.",
             kind=SUDDEN,
             split=HELD,
             profile=P2,
             plan=MADE_P2,
             servers=_one(
-                "synthetic:spike?rate=5&factor=3&at=7200&seconds=1800&duration=14400&seed=23"
+                "synthetic:spike?rate=5&factor=3&at=14400&seconds=1800&duration=21600&seed=23"
             ),
-            seconds=14_400,
+            seconds=21_600,
             expects=("HeadroomSpikeUnsafe",),
         ),
         Scenario(

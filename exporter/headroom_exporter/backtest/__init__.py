@@ -224,7 +224,8 @@ def _conclude(
         for rule in rules.alerts:
             step = rule.interval
             results = prometheus.query_range(rule.expr, seconds=seconds, step=step)
-            times = [index * step for index in range(evaluations(seconds, step))]
+            # Rounded as the answers are: 3 x 0.1 is another number than 0.3.
+            times = [round(index * step, 3) for index in range(evaluations(seconds, step))]
             found.extend(firings(rule, results, times))
         series = {
             name: prometheus.query_range(expr, seconds=seconds, step=recording.evaluation_interval)

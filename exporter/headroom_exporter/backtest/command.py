@@ -22,7 +22,7 @@ from headroom_exporter.backtest.play import Played, Run, Server, play
 from headroom_exporter.backtest.prometheus import check_rules, program
 from headroom_exporter.backtest.record import EPOCH
 from headroom_exporter.backtest.report import QUERIES, Report, Stage, build, document
-from headroom_exporter.backtest.rules import metric_names, names_in, rule_files
+from headroom_exporter.backtest.rules import expressions, metric_names, names_in, rule_files
 from headroom_exporter.backtest.text import marks_for, text
 from headroom_exporter.catalog import CATALOG, Kind
 from headroom_exporter.config import plan_for
@@ -195,6 +195,8 @@ def _refuse_rules(stage: Stage) -> None:
         program(each)
     try:
         check_rules(stage.rule_files)
+        # promtool also takes what is not UTF-8.
+        expressions(stage.rule_files)
     except HeadroomError as error:
         raise ConfigError(f"--rules: {error}") from error
 

@@ -302,9 +302,13 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> tuple[str, int]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it for certain: also when it takes too long, or when somebody interrupts the waiting."""
     process.terminate()
     try:
         process.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        pass
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

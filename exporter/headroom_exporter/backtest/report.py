@@ -195,7 +195,7 @@ def pages(firings: Iterable[Firing], binding: Sequence[Series], seconds: float) 
         seconds: The recording's length.
     """
     named = {
-        (dict(each.labels)["engine"], at): dict(each.labels)["constraint"]
+        (dict(each.labels).get("engine", ""), at): dict(each.labels).get("constraint")
         for each in binding
         for at in each.times
     }

@@ -213,11 +213,12 @@ def _spike_multiple(
         return None
     flow = step_time.prefill_multiple(seen.fit, seen.prompt_rate)
     if seen.waiting_persists or seen.preempting:
-        return sustainable / base
+        # What runs now may be a peak, above the mean of before: no more than today's traffic fits.
+        return min(1.0, sustainable / base)
     stocks = [
         step_time.traffic_multiple(seen.fit, base, capacity)
         for constraint, capacity in limiting.items()
-        if constraint != Constraint.PREFILL or flow is None
+        if constraint != Constraint.PREFILL
     ]
     return _least(flow, *stocks)
 

@@ -59,7 +59,7 @@ def quantile_at_least(histogram: Histogram, q: float) -> float:
     low = 0.0
     for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
         if count >= rank:
-            exact = quantile(histogram, q) if 0 < low and bound <= _NARROW * low else None
+            exact = quantile(histogram, q) if low > 0 and bound <= _NARROW * low else None
             return low if exact is None else exact
         low = bound
     return low

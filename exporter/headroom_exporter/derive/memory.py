@@ -287,15 +287,19 @@ class RankMemory:
         prompts = sample.histograms.get("request_prompt_tokens")
         if rate is None or prompts is None or prompts.count <= 0:
             return rate
-        few = MIN_FLOW_PROMPTS * prompts.sum / prompts.count
+        # Of a prompt that was found in a cache, little is computed.
+        computed = 1.0
+        if sample.computed_prompt_tokens is not None and sample.prompt_tokens:
+            computed = min(1.0, sample.computed_prompt_tokens / sample.prompt_tokens)
+        few = MIN_FLOW_PROMPTS * computed * prompts.sum / prompts.count
         return rate if rate * TREND_SECONDS >= few else None
 
     def _p95_to_mean(self) -> float | None:
         """
         Spread of inter-token latency: at least this much.
 
-        Inside a bucket twice as wide as its lower edge or more, the lower edge is taken: a guess in the
-        middle would move the capacity by its whole width.
+        Inside a bucket whose upper edge is above twice its lower, the lower edge is taken: a guess in
+        the middle would move the capacity by its whole width.
         """
         lately = self._gaps.read()
         if lately is None or lately.count <= 0 or lately.sum <= 0:

@@ -26,6 +26,8 @@ MAX_LINES = 40_000
 MAX_LINE_LENGTH = 16_384
 MAX_RANKS = 64
 MAX_LABEL_LENGTH = 256
+# Of one histogram: engines have 25 at most, owners' own ones a few more; each is kept for minutes.
+MAX_BUCKETS = 256
 # Values of one label (reasons) that are told apart; the most seen is 5.
 MAX_REASONS = 16
 
@@ -211,11 +213,13 @@ def histogram(buckets: Iterable[tuple[Labels, float]], total: float | None) -> H
         total: Its ``_sum``.
 
     Returns:
-        None where it is incomplete (no +Inf, no sum), not cumulative, or where a bound is not a number or
-        stands there twice (1 and 1.0): half a histogram is no evidence.
+        None where it is incomplete (no +Inf, no sum), not cumulative, has more than MAX_BUCKETS, or where a
+        bound is not a number or stands there twice (1 and 1.0): half a histogram is no evidence.
     """
     pairs: list[tuple[float, float]] = []
     for labels, value in buckets:
+        if len(pairs) == MAX_BUCKETS:
+            return None
         try:
             pairs.append((float(labels["le"]), value))
         except (KeyError, ValueError):

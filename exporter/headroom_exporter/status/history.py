@@ -108,8 +108,8 @@ class Ring:
 
 
 def _known(level: float) -> float | None:
-    """A level as JSON has it: short, and null where it is unknown."""
-    if math.isnan(level):
+    """A level as JSON has it: short, and null where it is unknown or beyond what a column can hold."""
+    if not math.isfinite(level):
         return None
     return int(level) if level.is_integer() else round(level, 3)
 
@@ -167,7 +167,7 @@ def _note(past: Past, engine: EngineState, rank: RankState, now: float) -> None:
     sample, derived, at = rank.sample, rank.derived, engine.last_success_monotonic
     stale = at is None or now - at > engine.stale_after
     if sample is None or derived is None or at is None or stale:
-        # One gap is enough to break a line.
+        # A row at each poll: the picture's right edge goes on, so that a gap is as wide as it is long.
         past.ring.add(now, HeadroomState.UNKNOWN, (None,) * len(LEVELS))
         return
     if past.ring.last_at is None or at > past.ring.last_at:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from headroom_exporter.derive.histograms import subtract
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from headroom_exporter.samples import Histogram, RankSample
 
 # Those that a plan has limits for.
@@ -49,14 +51,13 @@ class Recent:
         self._window = window
         self._readings: list[Reading] = []
         self._newest: Reading | None = None
+        self._taken: Mapping[str, Histogram] | None = None
 
     def add(self, at: float, sample: RankSample) -> None:
         """Take in one sample; histograms come with the full page and are kept by those between."""
-        newest = self._newest
-        if newest is not None and newest.histograms.get(FIELDS[0]) is sample.histograms.get(
-            FIELDS[0]
-        ):
+        if sample.histograms is self._taken:
             return
+        newest, self._taken = self._newest, sample.histograms
         histograms = {
             field: sample.histograms[field] for field in FIELDS if field in sample.histograms
         }

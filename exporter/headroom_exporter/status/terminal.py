@@ -98,18 +98,25 @@ def fetch(url: str) -> dict[str, Any]:
     address, headers = _address(url)
     request = urllib.request.Request(address, headers=headers)  # noqa: S310 - http(s), see _address
     # No proxy: an exporter is a neighbour.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _StayHere)
     try:
         with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
             body = answer.read(MAX_BYTES)
     except urllib.error.HTTPError as error:
         error.close()
         raise Unreachable(f"{address}: status {error.code}{_hint(error.code)}") from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         reason = getattr(error, "reason", None) or error
         text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         raise Unreachable(f"{address}: no answer: {text}. Does an exporter run there?") from None
     return _read(address, body)
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: urllib would send name and password on to wherever it points."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
 
 
 def _read(address: str, body: bytes) -> dict[str, Any]:
@@ -134,13 +141,15 @@ def _address(url: str) -> tuple[str, dict[str, str]]:
     Raises:
         Unreachable: No address of an exporter can be made of it.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
-        port = parts.port
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-        raise Unreachable(f"{url!r}: must be like {DEFAULT_URL}, or https://host:port")
+        good = False
+    if not good:
+        # Not the address itself: a name and a password can stand in it.
+        shown = url.rpartition("@")[2]
+        raise Unreachable(f"{shown!r}: must be like {DEFAULT_URL}, or https://host:port")
     place = parts.netloc.rpartition("@")[2]
     path = parts.path.rstrip("/").removesuffix(PATH).removesuffix("/metrics")
     headers = {}
@@ -151,6 +160,8 @@ def _address(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _hint(status: int) -> str:
+    if 300 <= status < 400:
+        return "; it points elsewhere, which is not followed: name that address"
     return {
         401: "; it wants a name and a password: http://NAME:PASSWORD@host:port",
         404: "; an older headroom-exporter, or something else",

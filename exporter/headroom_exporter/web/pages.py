@@ -174,7 +174,12 @@ def _page(landing: Callable[[], str] | None) -> Handler:
         return web.Response(
             text=text.replace("{landing}", details),
             content_type="text/html",
-            headers={"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"},
+            headers={
+                "Content-Security-Policy": _POLICY,
+                "Referrer-Policy": "no-referrer",
+                # It may hold every engine's state, and it must be of the version of the scripts.
+                hdrs.CACHE_CONTROL: "no-store",
+            },
         )
 
     return page
