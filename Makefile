@@ -70,7 +70,7 @@ bench: $(DEV) packages ## Measure; asserts nothing
 	$(BIN)/python tools/install_vllm.py $(VLLM_VENV)
 	HEADROOM_VLLM_VENV=$(abspath $(VLLM_VENV)) $(BIN)/python tests/bench/bench.py
 
-backtest: $(DEV) packages ## Score the alert rules and everyone else's on 55 scenarios; write docs/backtest.md (20 minutes)
+backtest: $(DEV) packages ## Score the alert rules and everyone else's on 72 scenarios; write docs/backtest.md (20 minutes)
 	PYTHONPATH=tools $(BIN)/python -m scoreboard.board
 
 boards: $(DEV) packages ## Write the Grafana dashboards anew, their previews and what they cost

@@ -239,7 +239,7 @@ def test_every_metric_and_label_of_a_rule_exists(rule: Rule) -> None:
 
 @each_recorded
 def test_recorded_names_follow_level_metric_operations(rule: Rule) -> None:
-    assert re.fullmatch(r"(rank|engine|model):headroom_[a-z_]+:[a-z][a-z0-9_]*", rule.name)
+    assert re.fullmatch(r"(rank|engine|model|instance):headroom_[a-z_]+:[a-z][a-z0-9_]*", rule.name)
 
 
 def test_every_recorded_name_is_read() -> None:

@@ -101,9 +101,9 @@ def section(rules: Sequence[Asked], load: float) -> Iterator[str]:
     small, large = sizes[0], sizes[-1]
     yield "\n## From 1,000 to 10,000 engines\n"
     yield (
-        "Every expression by itself, at the end of the same past, on a Prometheus that does nothing else: the\n"
-        f"quicker of two answers, load average {load:.1f}. Growth 10 would be linear. Where the share of its\n"
-        "interval nears 1 on your machine, split the fleet: see below.\n"
+        "Every expression by itself, at the end of the same past, on a Prometheus that does nothing\n"
+        f"else: the quicker of two answers, load average {load:.1f}. Growth 10 would be linear. Where the\n"
+        "share of its interval nears 1 on your machine, split the fleet: see below.\n"
     )
     heads = " | ".join(f"{size:,} engines" for size in sizes)
     yield f"| group | rules | every | {heads} | growth | of its interval at {large:,} |"
