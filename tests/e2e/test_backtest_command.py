@@ -221,6 +221,8 @@ def test_a_signal_ends_the_prometheus_that_was_started_and_leaves_nothing(tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever was started in the background ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     try:
         end = time.monotonic() + SECONDS
