@@ -78,7 +78,7 @@ boards: $(DEV) packages ## Write the Grafana dashboards anew, their previews and
 	$(BIN)/python tools/boards_preview.py
 	$(BIN)/python tools/fleet_board_cost.py
 
-rules-cost: $(DEV) packages ## Measure what the rules cost a Prometheus at 1,000 and 10,000 engines; write docs/rules-cost.md
+rules-cost: $(DEV) packages ## Measure what the rules cost a Prometheus at 1,000 engines live and 10,000 rule by rule; write docs/rules-cost.md
 	$(BIN)/python tools/rules_cost
 
 wheel: $(DEV) ## Build the wheel
