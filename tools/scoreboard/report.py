@@ -248,22 +248,26 @@ def _target(words: str, cells: Sequence[str], *, met: bool) -> str:
     return f"| {words} | {' | '.join(cells)} | {'yes' if met else '**missed**'} |"
 
 
-def _not_behind(ours: Row, baselines: Sequence[BaselineRow]) -> list[str]:
-    """Baselines that, tuned to our false pages, catch as much and lead by as much or more."""
-    mine = (ours.caught, ours.median_lead or -1e9)
+def _not_behind(ours: Row, baselines: Sequence[BaselineRow]) -> list[BaselineRow]:
+    """Baselines that, tuned to our false pages, lead by as much or more, however few breaches they catch."""
+    mine = -1e9 if ours.median_lead is None else ours.median_lead
     return [
-        baseline.id
-        for baseline, _, _, row in baselines
-        if row is not None
-        and row.median_lead is not None
-        and row.caught >= mine[0]
-        and row.median_lead >= mine[1]
+        each
+        for each in baselines
+        if each[3] is not None and each[3].median_lead is not None and each[3].median_lead >= mine
     ]
 
 
 def _ahead(ours: Row, baselines: Sequence[BaselineRow]) -> str:
     behind = _not_behind(ours, baselines)
-    return f"not of {', '.join(behind)}" if behind else f"of all {len(baselines)}"
+    if not behind:
+        return f"of all {len(baselines)}"
+    told = [
+        f"{baseline.id} (lead {_lead(row.median_lead)}, but {row.caught} of {row.sustained} caught)"
+        for baseline, _, _, row in behind
+        if row is not None
+    ]
+    return f"of {len(baselines) - len(behind)} of {len(baselines)}; not of {', '.join(told)}"
 
 
 # --- tables --------------------------------------------------------------------------------------
