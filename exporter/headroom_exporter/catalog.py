@@ -87,11 +87,20 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_engine_info",
         _I,
         "",
-        "Facts about the engine: its kind, version, and how it is polled (poll_mode filtered: only the "
-        "moving series, by name[]; full: the whole page at the slower fallback interval).",
+        "Facts about the engine: its kind, version, how it is polled (poll_mode filtered: only the moving "
+        "series, by name[]; full: the whole page at the slower fallback interval), and what its KV usage "
+        "counts (kv_usage live: tokens of live sequences; reserved: what admission promised; none).",
         "engine_kind",
         "version",
         "poll_mode",
+        "kv_usage",
+    ),
+    _engine(
+        "headroom_engine_reading_age_seconds",
+        _G,
+        "seconds",
+        "How old this engine's gauges can be at a poll, estimated from its cadence; absent where each step "
+        "refreshes them.",
     ),
     _engine(
         "headroom_engine_last_success_timestamp_seconds",
@@ -110,7 +119,9 @@ CATALOG: tuple[MetricSpec, ...] = (
         _C,
         "errors",
         "Failed polls by kind: refused, unreachable, timeout, malformed, status, too_large, no_samples, "
-        "wrong_kind, credentials, dropped_ranks (series left out: a page with more than are read), bug.",
+        "wrong_kind, mixed (series of several engines), json (an answer that is no exposition), no_telemetry "
+        "(a server that tells nothing, or was started so), credentials, "
+        "dropped_ranks (series left out: a page with more than are read), bug.",
         "kind",
     ),
     _engine(
@@ -124,7 +135,7 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_max_model_length_tokens",
         _G,
         "tokens",
-        "Longest sequence the engine accepts. From /v1/models (max_model_len).",
+        "Longest sequence the engine accepts. On vLLM: /v1/models (max_model_len).",
         "model_name",
     ),
     # --- as read and normalised ---
@@ -132,14 +143,14 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_running_sequences",
         _G,
         "sequences",
-        "Sequences in the batch at the last poll. From vllm:num_requests_running.",
+        "Sequences in the batch at the last poll. On vLLM: vllm:num_requests_running.",
         "engine",
     ),
     _rank(
         "headroom_waiting_sequences",
         _G,
         "sequences",
-        "Requests waiting for capacity at the last poll, deferred ones apart. From "
+        "Requests waiting for capacity at the last poll, deferred ones apart. On vLLM: "
         'vllm:num_requests_waiting_by_reason{reason="capacity"}, before 0.20 vllm:num_requests_waiting '
         "plus vllm:num_requests_swapped.",
         "engine",
@@ -148,7 +159,7 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_deferred_sequences",
         _G,
         "sequences",
-        "Requests waiting for something other than capacity (LoRA budget, KV transfer). From "
+        "Requests waiting for something other than capacity (LoRA budget, KV transfer). On vLLM: "
         'vllm:num_requests_waiting_by_reason{reason="deferred"}.',
         "engine",
     ),
@@ -156,8 +167,17 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_kv_cache_usage_ratio",
         _G,
         "ratio",
-        "KV cache blocks held by requests, 0-1; evictable prefix cache counts as free. From "
-        "vllm:kv_cache_usage_perc.",
+        "KV cache blocks held by requests, 0-1; evictable prefix cache counts as free. On vLLM: "
+        "vllm:kv_cache_usage_perc. Absent for an engine that tells only what it reserves.",
+        "engine",
+    ),
+    _rank(
+        "headroom_kv_cache_reserved_ratio",
+        _G,
+        "ratio",
+        "KV cache that admission has promised to running requests, prompt and longest answer, whether it "
+        "holds tokens yet or not, 0-1. For engines that reserve (TGI); it is what the next request must "
+        "find free there.",
         "engine",
     ),
     _rank(
@@ -165,7 +185,7 @@ CATALOG: tuple[MetricSpec, ...] = (
         _G,
         "tokens",
         "KV pool that requests can fill: the engine's start-up figure less the one block it reserves. "
-        "From vllm:cache_config_info (kv_cache_size_tokens, else blocks x block size).",
+        "On vLLM: vllm:cache_config_info (kv_cache_size_tokens, else blocks x block size).",
         "engine",
     ),
     _rank(
@@ -186,9 +206,9 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_max_sequences",
         _G,
         "sequences",
-        "Slots (max_num_seqs) by where the number comes from: plan (declared), args (the engine's "
-        "command line), inferred (estimate: plateau of running while requests wait and the cache has "
-        "room). No vLLM release publishes it.",
+        "Slots (max_num_seqs) by where the number comes from: server (told by the engine), plan (declared), "
+        "args (the engine's command line), inferred (estimate: plateau of running while requests wait and "
+        "the cache has room). No vLLM release publishes it.",
         "derived",
         "basis",
     ),
@@ -201,14 +221,14 @@ CATALOG: tuple[MetricSpec, ...] = (
         _C,
         "steps",
         "Engine steps that yielded output; with several API servers each counts its share of a step as "
-        f"one, so there tokens per step are no batch. From vllm:iteration_tokens_total_count. {_RAW}",
+        f"one, so there tokens per step are no batch. On vLLM: vllm:iteration_tokens_total_count. {_RAW}",
         "engine",
     ),
     _rank(
         "headroom_step_tokens_total",
         _C,
         "tokens",
-        "Tokens of those steps, prompts and generated. From vllm:iteration_tokens_total_sum. "
+        "Tokens of those steps, prompts and generated. On vLLM: vllm:iteration_tokens_total_sum. "
         + _RAW,
         "engine",
     ),
@@ -223,7 +243,7 @@ CATALOG: tuple[MetricSpec, ...] = (
         "headroom_finished_requests_total",
         _C,
         "requests",
-        f"Finished requests by reason. From vllm:request_success_total. {_RAW}",
+        f"Finished requests by reason. On vLLM: vllm:request_success_total. {_RAW}",
         "engine",
         "reason",
     ),
@@ -232,7 +252,7 @@ CATALOG: tuple[MetricSpec, ...] = (
         _C,
         "requests",
         "Requests rejected at the queue limits, by reason; published per server, shown on its first "
-        f"rank. From vllm:admission_rejections_total. {_RAW}",
+        f"rank. On vLLM: vllm:admission_rejections_total. {_RAW}",
         "engine",
         "reason",
     ),
@@ -625,6 +645,51 @@ CATALOG: tuple[MetricSpec, ...] = (
         _G,
         "boolean",
         "1 where a row remap waits for a GPU reset.",
+    ),
+    _gpu(
+        "headroom_gpu_pod_info",
+        _I,
+        "",
+        "Container that the GPU is allocated to, as the kubelet says (node mode); one for each where a "
+        "GPU is shared. gpu is empty where NVML shows no such GPU to the exporter.",
+        "uuid",
+        "namespace",
+        "pod",
+        "container",
+    ),
+    # --- node mode ---
+    _engine(
+        "headroom_engine_pod_info",
+        _I,
+        "",
+        "Pod that a discovered engine runs in (node mode).",
+        "namespace",
+        "pod",
+        "uid",
+    ),
+    _self(
+        "headroom_discovery_up",
+        _G,
+        "boolean",
+        "Whether node mode's source (kubernetes: the API server's watch of pods; kubelet: its list of "
+        "devices) answers. At 0 what it said before stands, and may be out of date.",
+        "source",
+    ),
+    _self(
+        "headroom_discovery_last_success_timestamp_seconds",
+        _G,
+        "seconds",
+        "Unix time of the last word from node mode's source; the API server gives one at least every "
+        "few minutes.",
+        "source",
+    ),
+    _self(
+        "headroom_discovery_errors_total",
+        _C,
+        "errors",
+        "What went wrong in node mode by source and kind; docs/node-mode.md lists the kinds.",
+        "source",
+        "kind",
     ),
     # --- self ---
     _self("headroom_build_info", _I, "", "Version of the exporter.", "version"),

@@ -8,6 +8,7 @@ HeadroomError
     ├── NoData             this host or version has none: the source stays up
     ├── Unreachable        refused, reset, timed out
     ├── Malformed          bad status, wrong type, unparsable or oversized answer
+    │   └── NotThere       there is no such page: 400, 404, 405, 501
     └── Lost               a GPU fell off the bus
 
 Anything else is a bug: logged with its traceback, counted as kind ``bug``; the other sources go on.
@@ -65,9 +66,24 @@ class Unreachable(SourceError):  # noqa: N818
 
 
 class Malformed(SourceError):  # noqa: N818
-    """An answer that cannot be trusted: status, type, size or text."""
+    """
+    An answer that cannot be trusted: status, type, size or text.
+
+    Attributes:
+        status: The HTTP status, where that is what was wrong.
+    """
 
     kind = "malformed"
+
+    def __init__(self, message: str, *, kind: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, kind=kind)
+        self.status = status
+
+
+class NotThere(Malformed):
+    """The server has no page at this path, which says nothing of its others."""
+
+    kind = "status"
 
 
 class Lost(SourceError):  # noqa: N818

@@ -23,6 +23,7 @@ from headroom_exporter.samples import (
     LIMITING,
     Constraint,
     Derived,
+    DiscoveryState,
     EngineState,
     GpuSample,
     GpuState,
@@ -138,6 +139,8 @@ class StateCollector(Collector):
         for engine in state.engines:
             _engine(out, engine, now, self._plan_of)
         _gpus(out, state.gpu, now)
+        if state.discovery is not None:
+            _discovery(out, state.discovery)
         out.add("headroom_build_info", (__version__,), 1)
         out.add("headroom_config_last_reload_successful", (), float(state.reload.successful))
         out.add("headroom_config_last_reload_success_timestamp_seconds", (), state.reload.at)
@@ -169,8 +172,10 @@ def _engine(
     fresh = is_fresh(engine, now)
     out.add("headroom_engine_up", name, float(engine.up and fresh))
     if engine.kind is not None:
-        facts = (engine.kind, engine.version or "", engine.poll_mode or "")
+        means = engine.kv_usage_means or ""
+        facts = (engine.kind, engine.version or "", engine.poll_mode or "", means)
         out.add("headroom_engine_info", (*name, *facts), 1)
+        out.add("headroom_engine_reading_age_seconds", name, engine.gauge_age if fresh else None)
     out.add("headroom_engine_last_success_timestamp_seconds", name, engine.last_success)
     out.add("headroom_engine_poll_duration_seconds", name, engine.poll_duration)
     for kind, count in engine.errors.items():
@@ -199,6 +204,7 @@ def _sample(out: Families, labels: Labels, sample: RankSample, plan: PlanConfig 
     out.add("headroom_waiting_sequences", labels, sample.waiting)
     out.add("headroom_deferred_sequences", labels, sample.deferred)
     out.add("headroom_kv_cache_usage_ratio", labels, sample.kv_usage)
+    out.add("headroom_kv_cache_reserved_ratio", labels, sample.kv_reserved)
     capacity = sample.kv_capacity_tokens
     out.add("headroom_kv_cache_capacity_tokens", labels, capacity)
     if capacity is not None and sample.kv_usage is not None:
@@ -375,6 +381,21 @@ def _gpu(out: Families, sample: GpuSample, driver_version: str) -> None:
         out.add("headroom_gpu_memory_owner_bytes", (*gpu, owner), size)
     for reason, active in (sample.clock_events or {}).items():
         out.add("headroom_gpu_clock_event_active", (*gpu, reason), float(active))
+
+
+def _discovery(out: Families, discovery: DiscoveryState) -> None:
+    for engine, pod in discovery.pods.items():
+        out.add("headroom_engine_pod_info", (engine, pod.namespace, pod.name, pod.uid), 1)
+    for gpu in discovery.gpu_pods:
+        # An empty label is no label to Prometheus: a GPU that NVML does not show here has no index.
+        owner = (gpu.namespace, gpu.pod, gpu.container)
+        out.add("headroom_gpu_pod_info", (gpu.gpu or "", gpu.uuid, *owner), 1)
+    for name, source in discovery.sources.items():
+        out.add("headroom_discovery_up", (name,), float(source.up))
+        last = source.last_success
+        out.add("headroom_discovery_last_success_timestamp_seconds", (name,), last)
+        for kind, count in source.errors.items():
+            out.add("headroom_discovery_errors_total", (name, kind), count)
 
 
 __all__ = ["Families", "Kind", "StateCollector", "is_fresh", "make_registry", "plan_limits"]

@@ -9,36 +9,37 @@ slows the polls down.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-import ssl
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import aiohttp
 from yarl import URL
 
-from headroom_exporter.engines import Engine, arguments, parse_page
-from headroom_exporter.errors import Malformed, SourceError, Unreachable
+from headroom_exporter.engines.base import Beside, Engine, Rhythm, Series
+from headroom_exporter.errors import Malformed, NotThere, SourceError
+from headroom_exporter.fetch import MAX_BODY_BYTES, Fetcher
+from headroom_exporter.find import Finder, taken_away
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import aiohttp
 
     from headroom_exporter.config import EngineConfig, PollConfig
     from headroom_exporter.track import EngineTrack
 
 log = logging.getLogger(__name__)
 
-# vLLM 0.33 with eight ranks is 0.4 MB; nothing honest is near this.
-MAX_BODY_BYTES = 8 * 1024 * 1024
-MAX_FACTS_BYTES = 1024 * 1024
 FACTS_ATTEMPTS = 5
+# A page beside the engine's own that did not answer in time is left in peace for so long.
+REST_SECONDS = 60.0
 # Parsing may take at most this share of one core, whatever the page.
 MAX_PARSE_SHARE = 0.05
 FILTERED, FULL = "filtered", "full"
+# Where the series from the server's command line stand among those of its pages.
+COMMAND_LINE = "(command line)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +76,18 @@ class EnginePoller:
         self._poll = poll
         self._track = track
         self._publish = publish
-        self._session = session
         self._clocks = clocks or Clocks()
-        self._tls: ssl.SSLContext | bool | None = None
-        self._base = URL(config.url.rstrip("/"))
+        self._fetcher = Fetcher(config, poll.timeout, session, self._clocks.monotonic)
+        self._finder = Finder(config, self._fetcher, track)
         self._fast_url: URL | None = None
+        # Where the engine's page is; None until it is found, and again when nothing listens any more.
+        self._path: str | None = None
+        self._beside: dict[str, Mapping[str, Series]] = {}
+        # The engine that told it.
+        self._beside_of: Engine | None = None
+        self._facts_told: set[str] = set()
+        # Pages that did not answer in time, and until when they are left in peace.
+        self._unasked_until: dict[str, float] = {}
         self._failures = 0
         self._facts_left = 0
         self._probes_left = 0
@@ -115,6 +123,10 @@ class EnginePoller:
     def _fail(self, error: SourceError) -> None:
         self._failures += 1
         self._next_full = 0.0
+        if error.kind in ("refused", "no_samples") or isinstance(error, NotThere):
+            self._path = None
+        if error.kind == "refused":
+            self._finder.refused()
         self._track.fail(error)
         self._report(error)
 
@@ -150,7 +162,7 @@ class EnginePoller:
         fast = self._track.poll_mode == FILTERED and self._fast_url is not None
         if fast and now < self._next_full and not self._track.facts_wanted:
             assert self._fast_url is not None  # noqa: S101 - for the type checker
-            body, at, duration = await self._get(self._fast_url, MAX_BODY_BYTES)
+            body, at, duration = await self._fetcher.get(self._fast_url, MAX_BODY_BYTES)
             if self._take(body, full=False, at=at, duration=duration):
                 if len(body) >= self._filter_limit:
                     self._next_full, self._track.poll_mode = 0.0, None
@@ -161,21 +173,34 @@ class EnginePoller:
         await self._poll_page(full=full)
 
     async def _poll_page(self, *, full: bool) -> None:
-        """Poll the unfiltered page; after a full one, learn what else is to be known."""
-        path = "/metrics" if self._track.engine is None else self._track.engine.metrics_path
-        body, at, duration = await self._get(self._url(path), MAX_BODY_BYTES)
+        """Poll the unfiltered page; with a full one, learn what else is to be known."""
+        if self._path is None:
+            full = True
+            self._path, (body, at, duration) = await self._finder.find()
+        else:
+            body, at, duration = await self._fetcher.get(
+                self._fetcher.url(self._path), MAX_BODY_BYTES
+            )
+            if self._finder.must_not_read(self._path, body):
+                # Another server took the address while nobody looked.
+                self._path = None
+                raise taken_away()
+        fresh = full and self._track.facts_wanted
+        if fresh:
+            self._track.poll_mode = None
+            self._facts_left, self._probes_left = FACTS_ATTEMPTS, FACTS_ATTEMPTS
+            self._facts_told.clear()
+        # Before the page is taken: it may be they that name the model.
+        await self._ask_beside(body, full=full)
         taken = self._take(body, full=full, at=at, duration=duration)
+        if fresh:
+            # Only the page itself may have told that another engine has begun to speak.
+            self._track.facts_wanted = self._track.engine is not self._beside_of
         if not taken:
             raise Malformed("the page has no series of the engine any more", kind="no_samples")
         if not full:
             return
         self._next_full = self._clocks.monotonic() + self._poll.full_interval
-        if self._track.facts_wanted:
-            self._track.facts_wanted = False
-            self._track.poll_mode = None
-            self._facts_left, self._probes_left = FACTS_ATTEMPTS, FACTS_ATTEMPTS
-        if self._facts_left:
-            await self._ask_facts()
         # Gauges appear with the engine's first step; what the filter asks for must grow with the page.
         if self._track.poll_mode is None or self._track.fast_names_seen != self._probed_names:
             await self._probe(body)
@@ -184,7 +209,12 @@ class EnginePoller:
         began = time.thread_time()
         try:
             return self._track.take(
-                body, full=full, at=at, wall=self._clocks.wall(), duration=duration
+                body,
+                full=full,
+                at=at,
+                wall=self._clocks.wall(),
+                duration=duration,
+                beside=self._all_beside(),
             )
         finally:
             self._parse_seconds = time.thread_time() - began
@@ -201,11 +231,11 @@ class EnginePoller:
             self._track.poll_mode = FULL
             return
         wanted = frozenset(engine.fast_names)
-        expected = parse_page(full_body, wanted).series
+        expected = engine.page(full_body, wanted).series
         url = self._filter_url(engine, set(expected))
         try:
-            body, _, _ = await self._get(url, MAX_BODY_BYTES)
-            answered = parse_page(body, wanted).series
+            body, _, _ = await self._fetcher.get(url, MAX_BODY_BYTES)
+            answered = engine.page(body, wanted).series
         except SourceError as error:
             log.debug("filter probe failed", extra={"engine": self._config.name, "why": str(error)})
             self._probes_left -= 1
@@ -223,155 +253,71 @@ class EnginePoller:
         """The filtered page's address; asks only for names that this version has, to keep it short."""
         names = [name for name in engine.fast_names if name in present]
         query = "&".join(f"name[]={name}" for name in names)
-        return URL(f"{self._base}{engine.filtered_path}?{query}", encoded=True)
+        return URL(f"{self._fetcher.base}{engine.filtered_path}?{query}", encoded=True)
 
-    # --- facts ---
+    # --- what stands beside the page ---
 
-    async def _ask_facts(self) -> None:
-        """Version, longest sequence, slots: each optional, asked a few times after a start."""
+    def _all_beside(self) -> dict[str, Series]:
+        return {name: series for page in self._beside.values() for name, series in page.items()}
+
+    async def _ask_beside(self, body: bytes, *, full: bool) -> None:
+        """Ask the engine's pages of JSON whose turn it is; each is optional."""
+        engine = self._track.engine
+        if engine is None:
+            return
+        if engine is not self._beside_of:
+            # Another kind took the address: nothing the old one told is true of it.
+            self._beside.clear()
+            self._beside_of = engine
+        for page in engine.beside:
+            if page.rhythm is Rhythm.FAST:
+                self._beside[page.path] = await self._ask_again(engine, page, body)
+        if full and self._facts_left:
+            await self._ask_facts(engine)
+
+    async def _ask_again(self, engine: Engine, page: Beside, body: bytes) -> Mapping[str, Series]:
+        """A page that is asked with each poll, but not while it has nothing to tell or cannot keep up."""
+        now = self._clocks.monotonic()
+        if now < self._unasked_until.get(page.path, now) or not _is_due(engine, page, body):
+            return {}
+        told = await self._series_beside(page)
+        if told is None:
+            self._unasked_until[page.path] = now + REST_SECONDS
+        return told or {}
+
+    async def _ask_facts(self, engine: Engine) -> None:
+        """Version, limits: asked a few times after a start, until each has been told."""
         self._facts_left -= 1
-        version = await self._get_json("/version")
-        text = version.get("version") if isinstance(version, dict) else None
-        if isinstance(text, str):
-            self._track.version = text[:64]
-        models = await self._get_json("/v1/models")
-        length = _max_model_length(models)
-        if length is not None:
-            self._track.max_model_length = length
-        # Old facts hold until new ones are known: one failed poll must not make the slots unknown.
-        self._track.argument_slots = arguments.max_num_seqs(self._config.url)
-        if isinstance(text, str) and length is not None:
+        facts = [page for page in engine.beside if page.rhythm is Rhythm.START]
+        for page in facts:
+            if page.path in self._facts_told:
+                continue
+            told = await self._series_beside(page)
+            if told is None:
+                # The others would not be answered in time either, and the page grows old meanwhile.
+                break
+            # Old facts hold until new ones are known: one failed poll must not make the slots unknown.
+            if told:
+                self._beside[page.path] = told
+                self._facts_told.add(page.path)
+        if engine.command_line is not None:
+            self._beside[COMMAND_LINE] = engine.command_line(self._config.url)
+        if self._facts_told.issuperset(page.path for page in facts):
             self._facts_left = 0
 
-    async def _get_json(self, path: str) -> Any:
+    async def _series_beside(self, page: Beside) -> Mapping[str, Series] | None:
+        """What a page of JSON tells: {} where it answers otherwise than it should, None where not at all."""
         try:
-            body, _, _ = await self._get(self._url(path), MAX_FACTS_BYTES)
-            return json.loads(body)
-        except (SourceError, ValueError, RecursionError) as exc:
+            return page.series(await self._fetcher.json(page.path))
+        except SourceError as exc:
             log.debug(
-                "no answer", extra={"engine": self._config.name, "path": path, "why": str(exc)}
+                "no answer",
+                extra={"engine": self._config.name, "path": page.path, "why": str(exc)},
             )
-            return None
-
-    # --- HTTP ---
-
-    def _url(self, path: str) -> URL:
-        return URL(f"{self._base}{path}")
-
-    async def _get(self, url: URL, limit: int) -> tuple[bytes, float, float]:
-        """
-        One bounded request.
-
-        Returns:
-            Body, monotonic seconds halfway between asking and answer, duration in seconds.
-
-        Raises:
-            Unreachable: refused (kind ``refused``), no answer in time (``timeout``), anything else on the
-                way (``unreachable``).
-            Malformed: status other than 200 (``status``), larger than ``limit`` (``too_large``), encoded.
-        """
-        began = self._clocks.monotonic()
-        try:
-            async with asyncio.timeout(self._poll.timeout):
-                body = await self._read(url, limit)
-        except TimeoutError as exc:
-            raise Unreachable(f"no answer within {self._poll.timeout:g} s", kind="timeout") from exc
-        except aiohttp.ClientConnectorError as exc:
-            if isinstance(exc.os_error, ConnectionRefusedError):
-                where = f"{url.host}:{url.port}"
-                raise Unreachable(f"nothing listens on {where}", kind="refused") from exc
-            raise Unreachable(str(exc)) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            # Its text may hold what the server sent, and the long address of the filtered page.
-            raise Unreachable(f"{type(exc).__name__}: {str(exc)[:120]}") from exc
-        ended = self._clocks.monotonic()
-        return body, (began + ended) / 2, ended - began
-
-    async def _read(self, url: URL, limit: int) -> bytes:
-        if self._tls is None:
-            self._tls = _tls(self._config)
-        async with self._session.get(
-            url, headers=self._headers(), allow_redirects=False, ssl=self._tls
-        ) as answer:
-            if answer.status != 200:
-                reason = (answer.reason or "")[:60]
-                raise Malformed(f"status {answer.status} {reason}".rstrip(), kind="status")
-            encoding = answer.headers.get("Content-Encoding", "identity")
-            if encoding.lower() != "identity":
-                # Never asked for: unpacking what a stranger packed is how a kilobyte becomes a gigabyte.
-                raise Malformed(
-                    f"the answer is encoded ({encoding[:20]}) though identity was asked"
-                )
-            chunks, size = [], 0
-            async for chunk in answer.content.iter_chunked(65536):
-                size += len(chunk)
-                if size > limit:
-                    raise Malformed(f"the answer is larger than {limit} bytes", kind="too_large")
-                chunks.append(chunk)
-            return b"".join(chunks)
-
-    def _headers(self) -> dict[str, str]:
-        if self._config.bearer_token_file is None:
-            return {}
-        try:
-            # Read each time, so that a rotated secret is picked up; it is a small file in memory.
-            token = Path(self._config.bearer_token_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise SourceError(
-                f"bearer_token_file {self._config.bearer_token_file}: {exc}", kind="credentials"
-            ) from exc
-        if not token or not token.isprintable():
-            # The token itself is never shown.
-            raise SourceError(
-                f"bearer_token_file {self._config.bearer_token_file}: must hold one line of printable "
-                "characters",
-                kind="credentials",
-            )
-        return {"Authorization": f"Bearer {token}"}
+            return {} if isinstance(exc, Malformed) else None
 
 
-def _tls(config: EngineConfig) -> ssl.SSLContext | bool:
-    """
-    How the server's certificate is checked; True is aiohttp's word for "as usual".
-
-    Raises:
-        SourceError: ``tls.ca_file`` cannot be used now; a mounted secret may come later than we do.
-    """
-    if config.insecure_skip_verify:
-        return False
-    if config.ca_file is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=config.ca_file)
-    except OSError as exc:
-        raise SourceError(
-            f"tls.ca_file {config.ca_file}: {exc.strerror or exc}; must be PEM certificates",
-            kind="credentials",
-        ) from exc
-
-
-def _max_model_length(models: Any) -> int | None:
-    """max_model_len of the first model that /v1/models lists."""
-    listed = models.get("data") if isinstance(models, dict) else None
-    for model in listed if isinstance(listed, list) else []:
-        length = model.get("max_model_len") if isinstance(model, dict) else None
-        if isinstance(length, int) and not isinstance(length, bool) and length > 0:
-            return length
-    return None
-
-
-def make_session() -> aiohttp.ClientSession:
-    """
-    The HTTP client of all engines: kept-alive connections, no cookies, nothing decompressed.
-
-    Headers are few and fixed, since each poll sends them.
-    """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=75),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(total=None),
-        headers={"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity"},
-        max_line_size=8190,
-        max_field_size=8190,
-    )
+def _is_due(engine: Engine, page: Beside, body: bytes) -> bool:
+    """Whether a page is to be asked, given what the engine's own page says now."""
+    gauge = page.while_above_zero
+    return gauge is None or bool(engine.page(body, frozenset({gauge})).value(gauge))

@@ -71,6 +71,27 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """
+    How old what an engine says can be, beyond the step it is in.
+
+    Two readings closer together than this may be one and the same: they are no two witnesses.
+
+    Attributes:
+        gauge_seconds: Gauges are refreshed this seldom, seconds.
+        gauge_steps: Gauges are refreshed once in so many steps.
+        tokens_at_finish: Token counters jump when a request ends instead of growing with each step.
+        gauges_when_asked: Gauges are computed for each reader, so they cannot freeze: a long answer that
+            moves nothing is an answer.
+    """
+
+    gauge_seconds: float = 0.0
+    gauge_steps: int = 0
+    tokens_at_finish: bool = False
+    gauges_when_asked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankSample:
     """
     One data-parallel rank on one page.
@@ -85,7 +106,14 @@ class RankSample:
     # Waiting for capacity; deferred requests (LoRA budget, KV transfer) apart where told apart.
     waiting: float | None = None
     deferred: float | None = None
+    # max_num_seqs or what this engine calls it, where the server itself tells.
+    slots: float | None = None
+    # The same from its command line, where that can be seen.
+    argument_slots: float | None = None
+    # Share of the pool that holds tokens of live sequences; what could be evicted at once is not in it.
     kv_usage: float | None = None
+    # Share of the pool that admission has promised away, whether it holds tokens yet or not.
+    kv_reserved: float | None = None
     prompt_tokens: float | None = None
     # Prompt tokens really computed: those found in a cache cost nothing.
     computed_prompt_tokens: float | None = None
@@ -116,11 +144,15 @@ class EngineSample:
         ranks: One record for each rank and model, in a stable order.
         started: Start of the engine's process, Unix seconds, where told.
         dropped: Ranks left out because the page held more than the limit.
+        version: The engine's own version, where told.
+        max_model_length: Longest sequence it accepts, tokens.
     """
 
     ranks: tuple[RankSample, ...]
     started: float | None = None
     dropped: int = 0
+    version: str | None = None
+    max_model_length: int | None = None
 
 
 # --- what a GPU says -----------------------------------------------------------------------------
@@ -277,7 +309,7 @@ class Derived:
 
     Attributes:
         capacities: Sequences of today's mix each constraint lets run; an unknown one is absent.
-        max_sequences: Slots (max_num_seqs) by where the number came from: plan, args, inferred.
+        max_sequences: Slots (max_num_seqs) by where the number came from: plan, server, args, inferred.
         sustainable: Least of the known capacities of slots, kv_cache, latency and prefill.
         binding: The constraint that is least.
         headroom: sustainable - demand; negative when overloaded.
@@ -336,6 +368,9 @@ class EngineState:
     kind: str | None = None
     version: str | None = None
     poll_mode: str | None = None
+    # What the KV usage of this engine means (engines.base.KvUsage), and how old its gauges can be.
+    kv_usage_means: str | None = None
+    gauge_age: float | None = None
     max_model_length: int | None = None
     last_success: float | None = None
     last_success_monotonic: float | None = None
@@ -347,16 +382,73 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadState:
-    """How the last reading of the configuration went; ``at`` is Unix seconds of the last good one."""
+    """How the last reading of the configuration went; ``at`` is Unix seconds of the last good one, if any."""
 
     successful: bool
-    at: float
+    at: float | None
+
+
+# --- node mode -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodIdentity:
+    """Which pod; ``uid`` tells two of one name apart."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPod:
+    """A container that a GPU is allocated to; ``gpu`` is its NVML index, None while NVML shows no such."""
+
+    gpu: str | None
+    uuid: str
+    namespace: str
+    pod: str
+    container: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverySource:
+    """
+    How one source of node mode does.
+
+    Attributes:
+        up: Whether it told all it knows when it was last asked; while it does not, what it told before
+            stands.
+        last_success: Unix seconds of its last word; None before the first.
+        errors: What went wrong by kind since the exporter started.
+    """
+
+    up: bool
+    last_success: float | None = None
+    errors: Mapping[str, float] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryState:
+    """
+    What node mode adds to a State.
+
+    Attributes:
+        sources: By name: ``kubernetes``, and ``kubelet`` where it is asked.
+        pods: Engine name to its pod.
+        gpu_pods: Whose each GPU is, as the kubelet tells.
+    """
+
+    sources: Mapping[str, DiscoverySource]
+    pods: Mapping[str, PodIdentity] = field(default_factory=nothing)
+    gpu_pods: tuple[GpuPod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Everything a scrape shows. Replaced whole, never changed."""
+    """Everything a scrape shows. Replaced whole, never changed. ``discovery`` is node mode's alone."""
 
     engines: tuple[EngineState, ...]
     gpu: GpuState
     reload: ReloadState
+    discovery: DiscoveryState | None = None

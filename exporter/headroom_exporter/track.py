@@ -5,16 +5,16 @@ What is known of one engine: pages in, EngineState out. No I/O, no clock; replay
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 from headroom_exporter.config import EngineConfig, PlanConfig, PollConfig
 from headroom_exporter.derive.memory import RankMemory
-from headroom_exporter.engines import ALL_FULL_NAMES, ENGINES, Engine, detect, parse_page
-from headroom_exporter.engines.base import MAX_RANKS
+from headroom_exporter.engines import BY_NAME, ENGINES, Engine, recognise
+from headroom_exporter.engines.base import MAX_RANKS, Series, is_blank
 from headroom_exporter.errors import Malformed, SourceError
-from headroom_exporter.samples import EngineSample, EngineState, RankSample, RankState
+from headroom_exporter.samples import EngineSample, EngineState, RankSample, RankState, nothing
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ PlanOf = Callable[[str, str], PlanConfig | None]
 FORGET_SECONDS = 3600.0
 # Ranks and models remembered, present or not: names that change with every page must not fill the memory.
 MAX_REMEMBERED = 2 * MAX_RANKS
+# Of a page nobody recognised, for the message.
+FIRST_BYTES = 128 * 1024
 # Two polls further apart than this many intervals have a gap between them, not a level.
 GAP_INTERVALS = 3.0
 MIN_GAP_SECONDS = 5.0
@@ -74,18 +76,28 @@ class EngineTrack:
         self._duration: float | None = None
         self._last_error: str | None = None
         self._started: float | None = None
+        self._version: str | None = None
+        self._max_model_length: int | None = None
         self.engine: Engine | None = None
+        # Whose ranks are held; ``engine`` is None while it is to be found out anew.
+        self._ranks_of: Engine | None = None
         self.poll_mode: str | None = None
         self.fast_names_seen: frozenset[str] = frozenset()
-        self.version: str | None = None
-        self.max_model_length: int | None = None
-        self.argument_slots: float | None = None
         # Set when the facts about the engine must be asked again: at the start and after a restart.
         self.facts_wanted = True
 
     # --- pages ---
 
-    def take(self, body: bytes, *, full: bool, at: float, wall: float, duration: float) -> bool:
+    def take(
+        self,
+        body: bytes,
+        *,
+        full: bool,
+        at: float,
+        wall: float,
+        duration: float,
+        beside: Mapping[str, Series] | None = None,
+    ) -> bool:
         """
         Take one page in.
 
@@ -95,6 +107,7 @@ class EngineTrack:
             at: Monotonic seconds at which the engine rendered it.
             wall: Unix seconds, for the timestamp metric.
             duration: Seconds the request took.
+            beside: What the engine's other pages said.
 
         Returns:
             Whether the page held any rank. A filtered page may not: then the filter does not work there.
@@ -102,12 +115,16 @@ class EngineTrack:
         Raises:
             Malformed: The page cannot be trusted; nothing of it was taken.
         """
-        sample = self._read(body, full=full)
-        if not full and not sample.ranks:
+        sample = self._read(body, full=full, beside=beside or nothing())
+        idle = self.engine is not None and self.engine.empty_is_idle
+        if not full and not sample.ranks and not idle:
             return False
         if self._last_at is not None and at <= self._last_at:
             return True
         self._note_restart(sample, after_failure=not self._up)
+        if full:
+            # A fast page may not carry them.
+            self._version, self._max_model_length = sample.version, sample.max_model_length
         if self._last_at is not None and at - self._last_at > self._max_gap:
             self._unobserved += at - self._last_at
         if sample.dropped:
@@ -117,34 +134,72 @@ class EngineTrack:
         self._last_at, self._last_wall, self._duration = at, wall, duration
         return True
 
-    def _read(self, body: bytes, *, full: bool) -> EngineSample:
-        engine = self.engine
-        if engine is None:
-            page = parse_page(body, ALL_FULL_NAMES)
-            engine = self._recognise(body, detect(page))
-            self.engine = engine
+    def recognise(self, path: str, body: bytes) -> Engine:
+        """
+        Whose page this is, from its samples.
+
+        Raises:
+            Malformed: Nobody's that we know (``no_samples``), another engine's than the configured kind
+                (``wrong_kind``), several engines' at once (``mixed``), or no page at all.
+        """
+        forced = BY_NAME.get(self._config.kind)
+        if forced is not None and path in forced.paths:
+            page = forced.page(body, forced.full_names)
+            if forced.fits(page.series) or (forced.empty_is_idle and is_blank(body)):
+                return self.is_of(forced)
+        found = recognise(path, body)
+        if found is None:
+            raise Malformed(self._unknown(body), kind="no_samples")
+        if forced is not None:
+            raise Malformed(
+                f"kind is {forced.name} but the page is of {found.name}", kind="wrong_kind"
+            )
+        return self.is_of(found)
+
+    def is_of(self, engine: Engine) -> Engine:
+        """Note whose the page is; another engine than before takes nothing over from it."""
+        if self._ranks_of is not None and self._ranks_of is not engine:
+            # Another server took the address: nothing learnt of the old one holds.
+            self._ranks.clear()
+            self._version = self._max_model_length = None
+            self.facts_wanted = True
+        self.engine = self._ranks_of = engine
+        self.fast_names_seen = frozenset()
+        return engine
+
+    def _unknown(self, body: bytes) -> str:
+        """What to say of a page nobody recognised."""
+        seen, forced = _first_names(body), BY_NAME.get(self._config.kind)
+        if forced is not None:
+            return (
+                f"the page has no series of {forced.title}; it has {seen}. {forced.silent}".rstrip()
+            )
+        known = ", ".join(engine.name for engine in ENGINES)
+        return f"the page has no series of a known engine ({known}); it has {seen}. {_hint(body)}"
+
+    def _read(self, body: bytes, *, full: bool, beside: Mapping[str, Series]) -> EngineSample:
+        engine = self.engine or self.recognise("/metrics", body)
+        if full and engine.wraps:
+            # The engine inside publishes its first series later than what runs it.
+            engine = self.recognise("/metrics", body)
         names = engine.full_names if full else frozenset(engine.fast_names)
-        page = parse_page(body, names)
+        page = engine.page(body, names)
+        if full and not engine.fits(page.series) and not self._is_unused(engine, body):
+            self.engine = None
+            raise Malformed(self._unknown(body), kind="no_samples")
         if full:
             self.fast_names_seen = frozenset(engine.fast_names).intersection(page.series)
-        if full and not any(name in page.series for name in engine.markers):
-            self.engine = None
-            self._recognise(body, None)
-        return engine.read(page)
+        return engine.read(page.beside(beside))
 
-    def _recognise(self, body: bytes, found: Engine | None) -> Engine:
-        forced = self._config.kind
-        if found is not None and forced in ("auto", found.name):
-            return found
-        seen = _first_names(body)
-        known = ", ".join(engine.name for engine in ENGINES)
-        if found is not None:
-            raise Malformed(f"kind is {forced} but the page is of {found.name}", kind="wrong_kind")
-        raise Malformed(
-            f"the page has no series of a known engine ({known}); it has {seen}. "
-            "vLLM publishes none when it runs with --disable-log-stats",
-            kind="no_samples",
-        )
+    def _is_unused(self, engine: Engine, body: bytes) -> bool:
+        """
+        Whether an engine that shows nothing is one that nobody has used yet.
+
+        One that has shown series before began anew, or is another: unless it is configured, it must be
+        found out which.
+        """
+        known = self._config.kind == engine.name or not self.fast_names_seen
+        return engine.empty_is_idle and known and is_blank(body)
 
     def _note_restart(self, sample: EngineSample, *, after_failure: bool) -> None:
         changed = None not in (sample.started, self._started) and sample.started != self._started
@@ -180,13 +235,14 @@ class EngineTrack:
                 del self._ranks[key]
 
     def _new_rank(self, key: Key, at: float) -> _Rank:
-        memory = RankMemory(self._max_gap)
+        assert self.engine is not None  # noqa: S101 - for the type checker: a sample has been read
+        memory = RankMemory(self._max_gap, self.engine.cadence)
         state = RankState(rank=key[0], model_name=key[1], memory=memory.snapshot(at))
         return _Rank(memory=memory, state=state, seen_at=at)
 
     def _update(self, rank: _Rank, sample: RankSample, at: float) -> None:
         plan = self._plan_of(self._config.name, sample.model_name)
-        derived = rank.memory.observe(at, sample, plan, self.argument_slots)
+        derived = rank.memory.observe(at, sample, plan)
         rank.seen_at = at
         rank.state = RankState(
             rank=sample.rank,
@@ -238,16 +294,19 @@ class EngineTrack:
 
     def state(self) -> EngineState:
         """The engine as a scrape shows it."""
-        kind = self.engine.name if self.engine is not None else None
+        engine = self.engine
+        ages = [age for rank in self._ranks.values() if (age := rank.memory.gauge_age) is not None]
         return EngineState(
             name=self._config.name,
             up=self._up,
             stale_after=self._stale_after,
             ranks=tuple(rank.state for _, rank in sorted(self._ranks.items())),
-            kind=kind,
-            version=self.version,
+            kind=None if engine is None else engine.name,
+            version=self._version,
             poll_mode=self.poll_mode,
-            max_model_length=self.max_model_length,
+            kv_usage_means=None if engine is None else engine.kv_usage,
+            gauge_age=max(ages, default=None),
+            max_model_length=self._max_model_length,
             last_success=self._last_wall,
             last_success_monotonic=self._last_at,
             poll_duration=self._duration,
@@ -269,10 +328,30 @@ def _merge(fresh: RankSample, full: RankSample | None) -> RankSample:
     )
 
 
+def _first_lines(body: bytes) -> list[str]:
+    """The first lines of any page; an idle vLLM of one rank fills half of these bytes."""
+    return body[:FIRST_BYTES].decode("utf-8", "replace").splitlines()[:2000]
+
+
+def _hint(body: bytes) -> str:
+    """What may be wrong with a page nobody recognised, by the names that it declares or holds."""
+    named: set[str] = set()
+    for line in _first_lines(body):
+        words = line.split(" ", 3)
+        comment = line.startswith("#") and len(words) > 2
+        named.add(words[2] if comment else line.partition("{")[0].partition(" ")[0])
+    hints = [engine.silent for engine in ENGINES if not engine.markers.isdisjoint(named)]
+    if not hints and is_blank(body):
+        unused = [engine.name for engine in ENGINES if engine.empty_is_idle and not engine.parse]
+        return f"One that nobody has used yet ({', '.join(unused)}) has such a page: set its kind."
+    hints = hints or [e.silent for e in ENGINES if not e.full_names.isdisjoint(named)]
+    return " ".join(filter(None, hints)) or "docs/engines.md says what each must be started with."
+
+
 def _first_names(body: bytes) -> str:
     """A few sample names of a page nobody recognised, for the message."""
     names: dict[str, None] = {}
-    for line in body.decode("utf-8", "replace").splitlines()[:2000]:
+    for line in _first_lines(body):
         if line and not line.startswith("#"):
             names[line.partition("{")[0].partition(" ")[0][:60]] = None
         if len(names) == 5:

@@ -33,9 +33,21 @@ LABELS = frozenset(
             "dimension",
             "bound",
             "owner",
+            "source",
         ),
         # of info metrics
-        *("engine_kind", "version", "poll_mode", "plan", "uuid", "name", "driver_version", "mig"),
+        *("namespace", "pod", "container", "uid"),
+        *(
+            "engine_kind",
+            "version",
+            "poll_mode",
+            "kv_usage",
+            "plan",
+            "uuid",
+            "name",
+            "driver_version",
+            "mig",
+        ),
         "le",
     }
 )

@@ -22,11 +22,15 @@ from headroom_exporter.expose import StateCollector
 from headroom_exporter.gpus.figures import CLOCK_EVENTS
 from headroom_exporter.samples import (
     Constraint,
+    DiscoverySource,
+    DiscoveryState,
     Footprint,
+    GpuPod,
     GpuProcess,
     GpuSample,
     GpuState,
     HeadroomState,
+    PodIdentity,
     ReloadState,
     State,
     StepFit,
@@ -158,7 +162,7 @@ def old_v0() -> Shape:
 
 
 def everything_known() -> Shape:
-    """The most a rank can show: vLLM 0.33, a full plan, and every figure there is; some written by hand."""
+    """The most a rank can show: a full page and plan, and every figure there is; some written by hand."""
     body = (PAGES / "0.33.0" / "generated-1engine.prom").read_bytes()
     replay = _fed([body] * 8, version="0.33.0", plan=FULL_PLAN)
     replay.track.fail(Malformed("status 500", kind="status"))
@@ -169,6 +173,7 @@ def everything_known() -> Shape:
     assert rank.derived is not None
     full = replace(
         rank,
+        sample=replace(rank.sample, slots=48.0, kv_reserved=0.5),
         memory=replace(
             rank.memory,
             footprint=Footprint(mean=0.01, stddev=0.004, skewness=1.0, basis="live"),
@@ -189,7 +194,7 @@ def everything_known() -> Shape:
                 Constraint.PREFILL: 72.0,
                 Constraint.PLAN: 12.0,
             },
-            max_sequences={"plan": 48.0, "args": 48.0, "inferred": 48.0},
+            max_sequences={"server": 48.0, "plan": 48.0, "args": 48.0, "inferred": 48.0},
             state=HeadroomState.OK,
             reason="fits",
             demand=21.0,
@@ -204,7 +209,7 @@ def everything_known() -> Shape:
             prompts_over_plan=(1.0, 2.0),
         ),
     )
-    engine = replace(engine, up=True, ranks=(full,))
+    engine = replace(engine, up=True, ranks=(full,), gauge_age=1.2)
     return replace(_shape(replay), state=replace(state, engines=(engine,)))
 
 
@@ -228,7 +233,7 @@ def _fed(bodies: list[bytes], *, version: str, plan: PlanConfig | None = None) -
 
 
 def _facts(track: EngineTrack, version: str) -> None:
-    track.version, track.poll_mode, track.max_model_length = version, "filtered", 2048
+    track._version, track.poll_mode, track._max_model_length = version, "filtered", 2048
 
 
 def _shape(replay: Replay) -> Shape:
@@ -331,6 +336,44 @@ def one_of_two_down() -> Shape:
     return replace(shape, state=replace(shape.state, engines=engines))
 
 
+# --- node mode -----------------------------------------------------------------------------------
+
+
+def node_mode() -> Shape:
+    """
+    The API server is away, so what it said stands; the kubelet answers. No poll is done yet.
+
+    GPU 0 is shared by two pods; the other one is not shown by NVML here.
+    """
+    pods = {
+        f"chat/{name}": PodIdentity(namespace="chat", name=name, uid=f"uid-{name}")
+        for name in ("llama-0", "llama-1")
+    }
+    gpu_pods = tuple(
+        GpuPod(gpu=gpu, uuid=uuid, namespace="chat", pod=pod, container="vllm")
+        for gpu, uuid, pod in (
+            ("0", "GPU-0", "llama-0"),
+            ("0", "GPU-0", "llama-1"),
+            (None, "GPU-9", "llama-1"),
+        )
+    )
+    sources = {
+        "kubernetes": DiscoverySource(
+            up=False, last_success=WALL_START - 90.0, errors={"unreachable": 3.0, "annotation": 1.0}
+        ),
+        "kubelet": DiscoverySource(up=True, last_success=WALL_START - 4.0),
+    }
+    state = State(
+        engines=tuple(
+            EngineTrack(EngineConfig(name=name), POLL, lambda _e, _m: None).state() for name in pods
+        ),
+        gpu=GpuState(up=None),
+        reload=ReloadState(successful=True, at=WALL_START),
+        discovery=DiscoveryState(sources=sources, pods=pods, gpu_pods=gpu_pods),
+    )
+    return Shape(state)
+
+
 SHAPES: Mapping[str, Callable[[], Shape]] = {
     made.__name__: made
     for made in (
@@ -351,5 +394,6 @@ SHAPES: Mapping[str, Callable[[], Shape]] = {
         eight_gpus,
         mig,
         hung_driver,
+        node_mode,
     )
 }

@@ -63,7 +63,7 @@ def test_there_are_pages_and_each_says_where_it_comes_from() -> None:
 @every_fixture
 def test_what_is_read(path: Path, golden: Golden) -> None:
     page = full_page(path)
-    found, sample = detect(page), VLLM.read(page)
+    found, sample = detect(page.series), VLLM.read(page)
     seen = {
         "detected": None if found is None else found.name,
         "process_start_known": sample.started is not None,

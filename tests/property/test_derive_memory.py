@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -118,7 +119,7 @@ def test_what_is_derived_agrees_with_itself(script, slots):
     memory = RankMemory(MAX_GAP)
     plan = PlanConfig(floor_ratio=0.2, concurrency=16)
     for now, sample in play(script):
-        seen = memory.observe(now, sample, plan, slots)
+        seen = memory.observe(now, replace(sample, argument_slots=slots), plan)
         unknown = sample.running is None or sample.waiting is None or seen.reason == "stale_gauges"
         assert (seen.demand is None) is unknown
         if unknown:
@@ -153,7 +154,7 @@ def test_while_a_queue_stands_no_more_is_sustained_than_ran_within_the_last_seco
     memory, ran, start = RankMemory(MAX_GAP), [], 0
     previous = None
     for now, sample in play(script):
-        seen = memory.observe(now, sample, None, slots)
+        seen = memory.observe(now, replace(sample, argument_slots=slots), None)
         if previous is not None and restarted(previous, sample):
             start = len(ran)
         previous = sample

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from golden import lint
 from headroom_exporter.config import EngineConfig, PollConfig
-from headroom_exporter.engines import ALL_FULL_NAMES, base, detect, parse_page
+from headroom_exporter.engines import ENGINES, base, detect, parse_page
 from headroom_exporter.engines.base import (
     MAX_LABEL_LENGTH,
     MAX_RANKS,
@@ -37,6 +37,8 @@ from headroom_exporter.samples import (
     State,
 )
 from headroom_exporter.track import EngineTrack
+
+ALL_FULL_NAMES = frozenset[str]().union(*(engine.full_names for engine in ENGINES))
 
 PAGES = Path(__file__).parents[1] / "fixtures" / "vllm"
 REAL = (
@@ -69,7 +71,7 @@ def read(body: bytes) -> EngineSample | None:
         page = parse_page(body, ALL_FULL_NAMES)
     except Malformed:
         return None
-    detect(page)
+    detect(page.series)
     return VLLM.read(page)
 
 

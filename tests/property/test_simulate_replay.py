@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headroom_exporter.config import EngineConfig, Lengths, PlanConfig, PollConfig
-from headroom_exporter.poll import FULL, Clocks, EnginePoller, make_session
+from headroom_exporter.fetch import make_session
+from headroom_exporter.poll import FULL, Clocks, EnginePoller
 from headroom_exporter.simulate.events import Event
 from headroom_exporter.simulate.frontend import Frontend, Limits
 from headroom_exporter.simulate.lengths import LengthDistribution

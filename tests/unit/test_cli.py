@@ -92,7 +92,7 @@ def raises(error: BaseException) -> Callable[[], int]:
 
 def test_run_without_flags_needs_no_file_and_listens_on_9890(run: Verb, logs: Verb) -> None:
     assert cli.main(["run"]) == 0
-    assert run.calls == [(None, [":9890"], None)]
+    assert run.calls == [(None, [":9890"], None, False)]
     assert logs.calls == [("info", "logfmt")]
 
 
@@ -100,8 +100,9 @@ def test_run_without_flags_needs_no_file_and_listens_on_9890(run: Verb, logs: Ve
 def test_run_passes_its_flags_on(run: Verb, logs: Verb, flag: str) -> None:
     arguments = ["run", flag, "c.yaml", "--web.listen-address=:1", "--web.listen-address", "[::]:2"]
     arguments += ["--web.config.file", "w.yaml", "--log.level=debug", "--log.format=json"]
+    arguments += ["--config.tolerate-invalid"]
     assert cli.main(arguments) == 0
-    assert run.calls == [(Path("c.yaml"), [":1", "[::]:2"], Path("w.yaml"))]
+    assert run.calls == [(Path("c.yaml"), [":1", "[::]:2"], Path("w.yaml"), True)]
     assert logs.calls == [("debug", "json")]
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headroom_exporter.config import Config, EngineConfig, PlanConfig, plan_for, table
+from headroom_exporter.config import (
+    Config,
+    DiscoveryConfig,
+    EngineConfig,
+    PlanConfig,
+    plan_for,
+    table,
+)
 from headroom_exporter.config.checks import KINDS
 from headroom_exporter.config.file import parse, to_yaml
 from headroom_exporter.errors import ConfigError
@@ -64,7 +71,11 @@ def test_every_kind_is_documented() -> None:
 
 
 def test_the_documented_defaults_are_the_defaults() -> None:
-    bare = Config(engines=(EngineConfig(name="x"),), plans=(PlanConfig(name="x"),))
+    bare = Config(
+        engines=(EngineConfig(name="x"),),
+        discovery=DiscoveryConfig(),
+        plans=(PlanConfig(name="x"),),
+    )
     effective = flat(yaml.safe_load(to_yaml(bare)))
     for key, said in ROWS.items():
         if key.endswith("].name"):  # computed: said in words

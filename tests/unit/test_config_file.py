@@ -16,6 +16,7 @@ from headroom_exporter.config import (
     WebConfig,
     table,
 )
+from headroom_exporter.config.checks import KINDS
 from headroom_exporter.config.file import load, parse, to_yaml
 from headroom_exporter.engines import ENGINES
 from headroom_exporter.errors import ConfigError
@@ -216,8 +217,8 @@ _BASE = "must be a base address such as http://127.0.0.1:8000 or https://host:84
     ("text", "says"),
     [
         # types
-        ("3", "3: must be a mapping of engines, poll, gpus, web, plans"),
-        ("[]", "a list: must be a mapping of engines, poll, gpus, web, plans"),
+        ("3", "3: must be a mapping of engines, discovery, poll, gpus, web, plans"),
+        ("[]", "a list: must be a mapping of engines, discovery, poll, gpus, web, plans"),
         ("web: 1", "web: 1: must be a mapping of reload"),
         ("engines: {name: x}", "engines: a mapping: must be a list"),
         ("engines: []", "engines: must not be empty; leave the key out for the default"),
@@ -242,7 +243,7 @@ _BASE = "must be a base address such as http://127.0.0.1:8000 or https://host:84
          "engines[1].name: '127.0.0.1:8000': must be unique; it is also the name of engines[0]"),
         (f"engines: [{{url: 'http://{'x.' * 63}h'}}]",
          "engines[0].name: must be given: the address is too long to be the name"),
-        ("engines: [{kind: sglang}]", "engines[0].kind: 'sglang': must be one of auto, vllm"),
+        ("engines: [{kind: vlm}]", f"engines[0].kind: 'vlm': must be one of {', '.join(KINDS)}"),
         # addresses
         ("engines: [{url: 'localhost:8000'}]", f"engines[0].url: 'localhost:8000': {_BASE}"),
         ("engines: [{url: 'ftp://h'}]", f"engines[0].url: 'ftp://h': {_BASE}"),
@@ -325,8 +326,8 @@ def test_a_wrong_value_is_named_with_what_is_allowed(text: str, says: str) -> No
         ("plans: [{floor-ratio: 0.1}]",
          "plans[0].floor-ratio: unknown key; did you mean headroom.floor_ratio?"),
         ("full_interval: 3", "full_interval: unknown key; did you mean poll.full_interval?"),
-        ("xyz: 3", "xyz: unknown key; known here: engines, poll, gpus, web, plans"),
-        ("on: 3", "on: unknown key; known here: engines, poll, gpus, web, plans"),
+        ("xyz: 3", "xyz: unknown key; known here: engines, discovery, poll, gpus, web, plans"),
+        ("on: 3", "on: unknown key; known here: engines, discovery, poll, gpus, web, plans"),
         ('web: {"a\\nb": 3}', "web['a\\nb']: unknown key; known here: reload"),
     ],
 )  # fmt: skip

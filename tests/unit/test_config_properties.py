@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from headroom_exporter.config import (
     Config,
+    DiscoveryConfig,
     EngineConfig,
     GpuConfig,
+    KubeletConfig,
+    KubernetesConfig,
     Lengths,
     PlanConfig,
     PollConfig,
@@ -181,14 +184,30 @@ GPUS = st.builds(
     interval=st.floats(0.1, 5),
     timeout=st.floats(0.001, 600),
 )
+LABELS = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
+DISCOVERIES = st.builds(
+    DiscoveryConfig,
+    kubernetes=st.builds(
+        KubernetesConfig,
+        node=st.none() | LABELS | st.just("ip-10-0-0-7.eu-central-1.compute.internal"),
+        namespaces=st.lists(LABELS, unique=True, max_size=3).map(tuple),
+        label_selector=st.sampled_from(["", "app=vllm", "tier in (a, b),!canary", '"\\']),
+        port_names=st.lists(LABELS, unique=True, max_size=3).map(tuple),
+    ),
+    kubelet=st.builds(
+        KubeletConfig, enabled=st.booleans(), socket=st.sampled_from(["/a.sock", "/b/c'\"#.sock"])
+    ),
+)
+SOME_ENGINES = st.lists(ENGINES, min_size=1, max_size=3, unique_by=lambda e: e.name).map(tuple)
 CONFIGS = st.builds(
     Config,
-    engines=st.lists(ENGINES, min_size=1, max_size=3, unique_by=lambda e: e.name).map(tuple),
+    engines=SOME_ENGINES,
+    discovery=st.none() | DISCOVERIES,
     plans=st.lists(PLANS, max_size=3).map(tuple),
     poll=POLLS,
     gpus=GPUS,
     web=st.builds(WebConfig, reload=st.booleans()),
-)
+) | st.builds(Config, engines=st.just(()), discovery=DISCOVERIES)
 
 
 @given(CONFIGS)

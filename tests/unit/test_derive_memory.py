@@ -7,9 +7,21 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from headroom_exporter.config import Lengths, PlanConfig
-from headroom_exporter.derive.memory import COUNTERS, STALE_SECONDS, RankMemory, completed
+from headroom_exporter.derive.memory import (
+    COUNTERS,
+    SLOW_STEP_SECONDS,
+    STALE_SECONDS,
+    RankMemory,
+    completed,
+)
 from headroom_exporter.derive.step_time import traffic_multiple
-from headroom_exporter.samples import Constraint, HeadroomState, Histogram, RankSample
+from headroom_exporter.samples import (
+    Cadence,
+    Constraint,
+    HeadroomState,
+    Histogram,
+    RankSample,
+)
 
 OK, LOW, EXHAUSTED, UNKNOWN = (
     HeadroomState.OK,
@@ -45,6 +57,8 @@ class Engine:
     begun: float = 0.0
     histograms: dict[str, Histogram] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
+    # Admission reserves the longest answer: what counts is promised, and nothing tells what is used.
+    reserves: bool = False
 
     def step_time(self):
         share = self.cost * self.turnover * self.prompt
@@ -73,13 +87,16 @@ class Engine:
             "kv_capacity_tokens": 100_000.0,
             "block_tokens": self.block,
             "histograms": self.histograms,
+            "argument_slots": self.slots,
             **self.counters,
         }
+        if self.reserves:
+            fields["kv_reserved"] = fields.pop("kv_usage")
         kept = {name: value for name, value in fields.items() if name not in self.drop}
         return RankSample(rank="0", model_name="m", **kept)
 
     def look(self):
-        return self.memory.observe(self.now, self.sample(), self.plan, self.slots)
+        return self.memory.observe(self.now, self.sample(), self.plan)
 
     def poll(self, seconds, step=0.5, **changes):
         """Poll for a while with these levels; the last answer."""
@@ -484,6 +501,29 @@ def test_a_huge_prompt_that_fills_the_pool_is_not_taken_for_slots():
     assert derived.max_sequences == {}
 
 
+SHORT_PROMPTS = {"request_prompt_tokens": Histogram(bounds=(1.0,), counts=(0.0, 10.0), sum=1_000.0)}
+
+
+def test_where_admission_reserves_the_next_answer_must_fit_too():
+    engine = calm(slots=64.0, histograms=SHORT_PROMPTS, reserves=True)
+    derived = engine.poll(2, running=12.0, waiting=6.0, usage=0.95)
+    assert derived.binding is Constraint.KV_CACHE
+    # What is used as it is needed is short of nothing there.
+    engine = calm(slots=64.0, histograms=SHORT_PROMPTS)
+    derived = engine.poll(2, running=12.0, waiting=6.0, usage=0.95)
+    assert derived.binding is Constraint.PREFILL
+
+
+@pytest.mark.parametrize("reserves", [True, False])
+def test_reservations_that_fill_the_pool_are_not_taken_for_slots(reserves):
+    engine = calm(histograms=SHORT_PROMPTS, reserves=reserves)
+    derived = engine.poll(60, running=12.0, waiting=6.0)
+    assert derived.max_sequences == {"inferred": 12.0}
+    engine = calm(histograms=SHORT_PROMPTS, reserves=reserves)
+    derived = engine.poll(60, running=8.0, waiting=6.0, usage=0.89)
+    assert derived.max_sequences == ({} if reserves else {"inferred": 8.0})
+
+
 @pytest.mark.parametrize(("block", "fit"), [(1.0, 71), (2001.0, 70)])
 def test_the_next_prompt_needs_room_in_whole_blocks(block, fit):
     engine = calm(block=block)
@@ -659,3 +699,124 @@ def test_completed_is_unknown_where_nothing_tells(missing):
     fields = {"generation_tokens": 9.0, "inter_token_count": 2.0, "running": 1.0}
     del fields[missing]
     assert completed(RankSample(rank="0", model_name="m", **fields)) is None
+
+
+# --- engines that refresh what they say only now and then ------------------------------------------
+
+
+@dataclass
+class Seldom(Engine):
+    """Its gauges are those of up to ``age`` seconds ago; its counters move on."""
+
+    age: float = 10.0
+    held: tuple[float, float, float, float] | None = None
+
+    def sample(self):
+        if self.held is None or self.now - self.held[0] >= self.age:
+            self.held = (self.now, self.running, self.waiting, self.running * self.share)
+        _, running, waiting, usage = self.held
+        fresh = super().sample()
+        return replace(fresh, running=running, waiting=waiting, kv_usage=usage)
+
+
+def seldom(age=10.0, **fields):
+    memory = RankMemory(max_gap=5.0, cadence=Cadence(gauge_seconds=age))
+    return Seldom(memory=memory, age=age, **fields)
+
+
+def test_the_same_old_queue_seen_twice_is_no_second_witness():
+    engine = seldom(slots=8.0)
+    engine.poll(10, running=4.0)
+    assert engine.poll(9.0, running=8.0, waiting=3.0).reason != "waiting"
+    assert engine.poll(12.0).reason == "waiting"
+    fresh = Engine(slots=8.0)
+    assert fresh.poll(1.5, running=8.0, waiting=3.0).reason == "waiting"
+
+
+def test_a_gauge_that_is_only_held_is_no_plateau():
+    def inferred(engine):
+        engine.poll(60, running=4.0)
+        return engine.poll(25, running=8.0, waiting=3.0).max_sequences
+
+    assert inferred(Engine()) == {"inferred": 8.0}
+    assert inferred(seldom()) == {}
+
+
+def test_a_held_gauge_is_not_stale_before_its_time():
+    engine = seldom(turnover=0.0)
+    engine.poll(20, running=4.0)
+    engine.counters = dict(engine.counters)
+    frozen = [engine.look().reason for engine.now in (35.0, 39.0, 45.0)]
+    assert frozen[0] != "stale_gauges"
+    assert frozen[-1] == "stale_gauges"
+
+
+def test_a_reading_that_is_repeated_teaches_the_footprint_once():
+    """What is learnt from a gauge refreshed every ten seconds does not depend on how often it is read."""
+    slow, quick = seldom(), seldom()
+    for level in (4.0, 9.0, 2.0, 7.0, 5.0) * 8:
+        slow.poll(10, step=2.0, running=level)
+        quick.poll(10, step=0.5, running=level)
+    mean = [engine.memory.snapshot(engine.now).footprint.mean for engine in (slow, quick)]
+    assert mean[0] == pytest.approx(mean[1], rel=0.02)
+    assert mean[0] == pytest.approx(SHARE, rel=0.02)
+
+
+def test_gauges_that_are_computed_when_asked_cannot_freeze():
+    engine = Engine(memory=RankMemory(max_gap=5.0, cadence=Cadence(gauges_when_asked=True)))
+    engine.poll(10, running=1.0)
+    for engine.now in (11.0, 15.0, 19.0, 23.0, 27.0, 31.0):
+        assert engine.look().reason != "stale_gauges"
+
+
+def test_gauges_refreshed_every_so_many_steps_are_as_old_as_those_steps():
+    engine = Engine(memory=RankMemory(max_gap=5.0, cadence=Cadence(gauge_steps=40)))
+    assert engine.poll(0.5, running=4.0) is not None
+    assert engine.memory.gauge_age == pytest.approx(40 * SLOW_STEP_SECONDS)
+    for running in (4.0, 20.0, 10.0, 30.0) * 10:
+        engine.poll(6, running=running)
+    assert engine.memory.gauge_age == pytest.approx(40 * engine.step_time(), rel=0.1)
+    assert Engine().memory.gauge_age is None
+
+
+def test_what_is_counted_at_the_finish_does_not_tell_how_many_have_finished():
+    sample = RankSample(
+        rank="0",
+        model_name="m",
+        running=4.0,
+        generation_tokens=1000.0,
+        inter_token_count=2000.0,
+        finished={"stop": 7.0},
+    )
+    assert completed(sample) == -1004.0
+    assert completed(sample, Cadence(tokens_at_finish=True)) == 7.0
+
+
+@dataclass
+class Reserving(Engine):
+    """Promises each sequence a twentieth of the pool."""
+
+    def sample(self):
+        return replace(super().sample(), kv_reserved=self.running * 0.05)
+
+
+@dataclass
+class Telling(Engine):
+    """Tells its slots."""
+
+    def sample(self):
+        return replace(super().sample(), slots=32.0)
+
+
+def test_where_admission_reserves_what_is_promised_is_what_the_next_one_lacks():
+    """A fifth full of tokens, but promised away: the cache binds."""
+    engine = Reserving(slots=100.0)
+    calm = engine.poll(60, running=10.0)
+    assert calm.capacities[Constraint.KV_CACHE] == pytest.approx(20, abs=1)
+    full = engine.poll(20, running=20.0, waiting=3.0)
+    assert (full.state, full.binding) == (EXHAUSTED, Constraint.KV_CACHE)
+
+
+def test_the_server_s_own_slots_go_before_the_plan_s():
+    engine = Telling(plan=PlanConfig(max_num_seqs=64.0))
+    assert engine.poll(5, running=4.0).capacities[Constraint.SLOTS] == 32

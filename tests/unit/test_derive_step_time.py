@@ -138,11 +138,19 @@ def test_steps_that_decode_nothing_are_no_window():
     assert window(before, after, 2.0) is None
 
 
-@pytest.mark.parametrize("missing", ["steps", "generation_tokens", "inter_token_seconds"])
+@pytest.mark.parametrize("missing", ["generation_tokens", "inter_token_seconds"])
 def test_without_a_counter_there_is_no_window(missing):
     after = counters(100, 8, 0.02)
     kept = {name: getattr(after, name) for name in RankSample.__slots__ if name != missing}
     assert window(NOTHING, RankSample(**kept), 2.0) is None
+
+
+def test_without_steps_the_gaps_between_tokens_tell_batch_and_step():
+    after = counters(100, 8, 0.02)
+    kept = {name: getattr(after, name) for name in RankSample.__slots__ if name != "steps"}
+    seen = window(NOTHING, RankSample(**kept), 2.0)
+    assert (seen.batch, seen.step, seen.prefill) == (pytest.approx(8), pytest.approx(0.02), 0.0)
+    assert window(NOTHING, RankSample(**kept), 0.1) is None
 
 
 def test_without_the_total_of_tokens_prompts_are_taken_as_none():

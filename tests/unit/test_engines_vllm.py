@@ -49,7 +49,7 @@ def line(name: str, value: str, **labels: str) -> str:
 
 def test_a_page_is_recognised_by_a_marker_and_nothing_else() -> None:
     def found(text: str) -> str | None:
-        engine = detect(parse_page(text.encode(), VLLM.full_names))
+        engine = detect(parse_page(text.encode(), VLLM.full_names).series)
         return None if engine is None else engine.name
 
     assert found(RUNNING) == "vllm"

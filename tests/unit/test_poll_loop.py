@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from headroom_exporter.config import EngineConfig
 from headroom_exporter.engines import arguments
-from headroom_exporter.poll import EnginePoller, make_session
+from headroom_exporter.fetch import make_session
+from headroom_exporter.poll import EnginePoller
 from headroom_exporter.track import EngineTrack
 from polling.harness import (
     HASTY,
@@ -63,7 +64,13 @@ async def test_where_the_filter_works_only_what_moves_is_asked_for(
 ) -> None:
     async with polled(FakeVllm(), session) as (server, engine):
         await engine.ticks()
-        assert server.paths() == ["/metrics", "/version", "/v1/models", "/metrics/"]
+        assert server.paths() == [
+            "/prometheus/metrics",
+            "/metrics",
+            "/version",
+            "/v1/models",
+            "/metrics/",
+        ]
         assert engine.state.poll_mode == "filtered"
         server.requests.clear()
         await engine.ticks(9)

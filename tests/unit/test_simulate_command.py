@@ -11,6 +11,7 @@ import pytest
 from headroom_exporter.cli import main
 from headroom_exporter.errors import ConfigError
 from headroom_exporter.simulate import command, flags
+from headroom_exporter.simulate.dialects import DIALECTS, Dialect
 from headroom_exporter.simulate.profiles import profiles
 from headroom_exporter.simulate.progress import Progress, bar, span
 
@@ -163,3 +164,10 @@ def test_nothing_is_drawn_where_there_is_no_terminal():
     progress.draw(10.0, 5.0)
     progress.clear()
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_every_dialect_is_described(dialect: Dialect) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{dialect.name}` |")]
+    assert f"| `{dialect.path}`" in row

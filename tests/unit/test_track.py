@@ -9,6 +9,7 @@ import pytest
 
 from golden.replay import Replay, pages
 from headroom_exporter.config import EngineConfig, PlanConfig, PollConfig
+from headroom_exporter.engines.vllm import ARGUMENT_SLOTS
 from headroom_exporter.errors import Malformed, Unreachable
 from headroom_exporter.samples import HeadroomState, RankState
 from headroom_exporter.track import FORGET_SECONDS, MAX_REMEMBERED, EngineTrack
@@ -44,9 +45,11 @@ class Fed:
         self.track = EngineTrack(config, POLL, lambda _e, _m: plan)
         self.at = 1_000.0
 
-    def take(self, body: bytes, *, after: float = 1.0, full: bool = True) -> bool:
+    def take(
+        self, body: bytes, *, after: float = 1.0, full: bool = True, beside: Any = None
+    ) -> bool:
         self.at += after
-        return self.track.take(body, full=full, at=self.at, wall=5.0, duration=0.01)
+        return self.track.take(body, full=full, at=self.at, wall=5.0, duration=0.01, beside=beside)
 
     @property
     def ranks(self) -> tuple[RankState, ...]:
@@ -241,8 +244,8 @@ def test_a_snapshot_does_not_change_afterwards(fed: Fed) -> None:
 @pytest.mark.parametrize("kind", ["auto", "vllm"])
 def test_a_page_of_nobody_known_is_named_in_the_message(kind: str) -> None:
     fed = Fed(kind=kind)
-    with pytest.raises(Malformed, match=r"sglang:num_running_reqs, up") as caught:
-        fed.take(b'sglang:num_running_reqs{model_name="m"} 1\nup 1\n')
+    with pytest.raises(Malformed, match=r"nobody:requests, up") as caught:
+        fed.take(b'nobody:requests{model_name="m"} 1\nup 1\n')
     assert caught.value.kind == "no_samples"
 
 
@@ -259,8 +262,8 @@ def test_a_page_of_long_names_makes_no_long_message(fed: Fed) -> None:
 
 
 def test_a_forced_kind_that_is_not_the_pages_is_an_error() -> None:
-    with pytest.raises(Malformed, match="kind is other but the page is of vllm") as caught:
-        Fed(kind="other").take(page())
+    with pytest.raises(Malformed, match="kind is sglang but the page is of vllm") as caught:
+        Fed(kind="sglang").take(page())
     assert caught.value.kind == "wrong_kind"
 
 
@@ -328,8 +331,7 @@ def test_frozen_gauges_make_the_state_unknown_and_say_why(fed: Fed) -> None:
 
 def test_the_plan_and_the_command_line_give_slots() -> None:
     fed = Fed(plan=PlanConfig(max_num_seqs=64))
-    fed.track.argument_slots = 48.0
-    fed.take(page())
+    fed.take(page(), beside={ARGUMENT_SLOTS: [({}, 48.0)]})
     derived = fed.ranks[0].derived
     assert derived is not None
     assert derived.max_sequences == {"plan": 64, "args": 48}

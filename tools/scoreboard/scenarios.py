@@ -58,6 +58,7 @@ class Server:
         events: Restarts, slow cards.
         start_seconds: How long a restart takes.
         hidden: Families its page does not show.
+        dialect: The engine in whose words it answers.
     """
 
     traffic: Traffic
@@ -69,6 +70,7 @@ class Server:
     start_seconds: float = 40.0
     # In order, so that the scenario's text is the same in every run.
     hidden: tuple[str, ...] = ()
+    dialect: str = "vllm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from headroom_exporter.backtest.play import Played, Run, Server, play
 from headroom_exporter.gpus.simulated import SimulatedGpus
 from headroom_exporter.samples import GpuState
 from headroom_exporter.simulate import generators
+from headroom_exporter.simulate.dialects import DIALECTS
 from headroom_exporter.simulate.events import Event
 from headroom_exporter.simulate.frontend import Frontend
 from headroom_exporter.simulate.profiles import find
@@ -99,6 +100,7 @@ def _server(scenario: Scenario, server: scenarios.Server) -> Server:
         limits=server.limits,
         events=(*server.events, *slow),
         start_seconds=server.start_seconds,
+        dialect=DIALECTS[server.dialect],
     )
     return Server(
         name=server.name,

@@ -40,7 +40,7 @@ class Evidence:
         seen_running: Largest running since the engine started.
         slots: max_num_seqs by basis.
         footprint: Share of the pool of one running sequence.
-        prompt_share: Share of the pool that a mean prompt takes.
+        prompt_share: Share of the pool that a mean prompt takes; what it reserves, where admission does.
         base_demand: What a spike multiplies: mean demand over the last minute or the last ten
             seconds, the larger.
         mean_running: Time-weighted mean of running over the last minutes.

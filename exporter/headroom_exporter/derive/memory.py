@@ -18,6 +18,7 @@ from headroom_exporter.derive.integrate import (
 from headroom_exporter.derive.slots import PlateauMeter
 from headroom_exporter.samples import (
     LIMITING,
+    Cadence,
     Derived,
     Footprint,
     HeadroomState,
@@ -41,6 +42,9 @@ SPIKE_BASE_SECONDS = (60.0, 10.0)
 STALE_SECONDS = 10.0
 # A request waits for the next step even on an idle engine; a queue this many steps old is a queue.
 QUEUE_STEPS = 3
+# Of an engine that refreshes its gauges every so many steps, while the time of a step is not known: slow.
+SLOW_STEP_SECONDS = 0.1
+FRESH = Cadence()
 # Fewer prompts within TREND_SECONDS are single events, not a flow.
 MIN_FLOW_PROMPTS = 20
 COUNTERS = (
@@ -59,10 +63,12 @@ class RankMemory:
 
     Args:
         max_gap: Seconds between two polls beyond which nothing is integrated across them.
+        cadence: How seldom this kind of engine refreshes what it says.
     """
 
-    def __init__(self, max_gap: float) -> None:
+    def __init__(self, max_gap: float, cadence: Cadence = FRESH) -> None:
         self._max_gap = max_gap
+        self._cadence = cadence
         self._batch = TimeHistogram(BATCH_BOUNDS)
         self._demand = TimeHistogram(BATCH_BOUNDS)
         self._occupancy = TimeHistogram(OCCUPANCY_BOUNDS)
@@ -91,6 +97,9 @@ class RankMemory:
         self._moved: tuple[float, tuple[float | None, ...]] | None = None
         self._preempted_at: float | None = None
         self._waiting_since: float | None = None
+        # Seconds that gauges may be old; None where each step refreshes them.
+        self.gauge_age: float | None = None
+        self._learnt_at: float | None = None
         self._batch_per_step: float | None = None
         self.forget_step_time()
 
@@ -104,7 +113,6 @@ class RankMemory:
         now: float,
         sample: RankSample,
         plan: PlanConfig | None = None,
-        argument_slots: float | None = None,
     ) -> Derived:
         """
         Take one sample in.
@@ -113,7 +121,6 @@ class RankMemory:
             now: Monotonic seconds at which the engine rendered the page; later than the last one's.
             sample: The rank's fields, those of the full page carried over between full polls.
             plan: What was declared for it.
-            argument_slots: max_num_seqs from the engine's command line.
         """
         if self._previous is not None and _restarted(self._previous[1], sample):
             self.restart()
@@ -123,12 +130,13 @@ class RankMemory:
             before, seconds = None, 0.0
             self._window_start = None
             self._plateau.interrupt()
+        self.gauge_age = self._age_of_gauges(sample)
         self._note_movement(now, sample)
         stale = self._is_stale(now, sample)
         if not stale:
             self._learn(now, sample, None if before is None else before[1], seconds)
         persists = self._queue_persists(now, sample, before[1] if before else None)
-        derived = derive(self._evidence(now, sample, stale, persists, plan, argument_slots), plan)
+        derived = derive(self._evidence(now, sample, stale, persists, plan), plan)
         if derived.demand is not None:
             self._peaks_add(now, sample, derived.demand)
         if before is not None:
@@ -143,21 +151,28 @@ class RankMemory:
     def _learn(
         self, now: float, sample: RankSample, before: RankSample | None, seconds: float
     ) -> None:
-        running, waiting, usage = sample.running, sample.waiting, sample.kv_usage
+        running, waiting, usage = sample.running, sample.waiting, _filling(sample)
         if running is None:
             return
         self._recent_running.add(now, running)
         self._seen_running = max(self._seen_running, running)
+        # A gauge read twice between two refreshes is one reading, that stands for the time of both.
+        since = now - (self._learnt_at or now - seconds) if seconds else 0.0
+        independent = not self.gauge_age or since >= self.gauge_age
+        if independent or not seconds:
+            self._learnt_at = now
         if usage is not None:
             self._recent_usage.add(now, usage)
-            self._footprint.add(now, running, usage, seconds, completed(sample))
+            if independent:
+                done = completed(sample, self._cadence)
+                self._footprint.add(now, running, usage, since, done)
         preempted = _delta(before, sample, lambda s: s.preemptions)
         if preempted:
             self._preempted_at = now
         if before is not None and before.running is not None:
             self._mean_running.add(now, (before.running + running) / 2 * seconds, seconds)
         prompts = _computed_prompts(before, sample)
-        if waiting is not None:
+        if waiting is not None and independent:
             self._plateau.add(
                 now,
                 running=running,
@@ -205,15 +220,16 @@ class RankMemory:
             sample.running,
             sample.waiting,
             sample.kv_usage,
+            sample.kv_reserved,
         )
         if self._moved is None or self._moved[1] != image:
             self._moved = (now, image)
 
     def _is_stale(self, now: float, sample: RankSample) -> bool:
         """Frozen: sequences run, and for longer than a step could take nothing at all has moved."""
-        if not sample.running or self._moved is None:
+        if self._cadence.gauges_when_asked or not sample.running or self._moved is None:
             return False
-        return now - self._moved[0] > STALE_SECONDS
+        return now - self._moved[0] > STALE_SECONDS + (self.gauge_age or 0.0)
 
     def _preempting(self, now: float) -> bool:
         return self._preempted_at is not None and now - self._preempted_at <= RECENT_SECONDS
@@ -227,7 +243,21 @@ class RankMemory:
             self._waiting_since = now
             return False
         step = step_time.step_seconds(self._fit, sample.running or 0.0) or 0.0
-        return now - self._waiting_since >= QUEUE_STEPS * step
+        waited = now - self._waiting_since
+        # The same old reading seen twice is no second witness.
+        return waited >= QUEUE_STEPS * step and waited > (self.gauge_age or 0.0)
+
+    def _age_of_gauges(self, sample: RankSample) -> float | None:
+        """The most seconds that the gauges of this engine lag behind, as far as its cadence tells."""
+        steps, seconds = self._cadence.gauge_steps, self._cadence.gauge_seconds
+        if not steps:
+            return seconds or None
+        step = step_time.step_seconds(self._fit, sample.running or 0.0)
+        if step is None:
+            lately = self._gaps.read()
+            known = lately is not None and lately.count > 0 and lately.sum > 0
+            step = lately.sum / lately.count if lately is not None and known else SLOW_STEP_SECONDS
+        return max(seconds, steps * step)
 
     # --- evidence ---
 
@@ -238,11 +268,11 @@ class RankMemory:
         stale: bool,
         persists: bool,
         plan: PlanConfig | None,
-        argument_slots: float | None,
     ) -> Evidence:
         bases = {
+            "server": sample.slots,
             "plan": plan.max_num_seqs if plan else None,
-            "args": argument_slots,
+            "args": sample.argument_slots,
             "inferred": self._plateau.value,
         }
         return Evidence(
@@ -371,7 +401,16 @@ def _delta(
     return None if old is None or new is None else new - old
 
 
-def completed(sample: RankSample) -> float | None:
+def _filling(sample: RankSample) -> float | None:
+    """
+    The share of the pool that the next sequence must find free.
+
+    Where admission reserves for the longest answer, what is reserved is gone, full or not.
+    """
+    return sample.kv_usage if sample.kv_reserved is None else sample.kv_reserved
+
+
+def completed(sample: RankSample, cadence: Cadence = FRESH) -> float | None:
     """
     Sequences completed since the engine started.
 
@@ -382,6 +421,7 @@ def completed(sample: RankSample) -> float | None:
     """
     tokens, gaps, running = sample.generation_tokens, sample.inter_token_count, sample.running
     known = tokens is not None and gaps is not None and running is not None
+    known = known and not cadence.tokens_at_finish
     if known and sample.spec_drafts is None:
         return (tokens or 0.0) - (gaps or 0.0) - (running or 0.0)
     return sum(sample.finished.values()) if sample.finished else None
@@ -395,7 +435,13 @@ def _computed_prompts(before: RankSample | None, after: RankSample) -> float | N
 
 
 def _prompt_share(sample: RankSample) -> float | None:
-    """Share of the pool that a mean prompt takes, whole blocks."""
+    """
+    Share of the pool that the next sequence must find free at once: its prompt, whole blocks.
+
+    Where admission reserves, its longest answer too: as much as those that run hold, on the mean.
+    """
+    if sample.kv_reserved is not None:
+        return sample.kv_reserved / sample.running if sample.running else None
     prompts = sample.histograms.get("request_prompt_tokens")
     if prompts is None or prompts.count <= 0 or sample.kv_capacity_tokens is None:
         return None

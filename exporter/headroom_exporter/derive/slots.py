@@ -98,16 +98,17 @@ def effective_slots(bases: dict[str, float], seen: float) -> float | None:
     """
     The slots to reckon with.
 
-    Order: the plan's, the command line's, the inferred one; but what was seen beats them all: a limit
-    below the largest running seen is wrong, and a plateau below the declared limit is the real one.
+    Order: the server's own, the plan's, the command line's, the inferred one; but what was seen beats them
+    all: a limit below the largest running seen is wrong, and a plateau below the declared limit is the
+    real one.
 
     Args:
-        bases: ``plan``, ``args``, ``inferred``, those that are known.
+        bases: ``server``, ``plan``, ``args``, ``inferred``, those that are known.
         seen: Largest running seen since the engine started.
     """
     held = {basis: limit for basis, limit in bases.items() if limit >= seen}
     inferred = held.get("inferred")
-    declared = held.get("plan", held.get("args"))
+    declared = held.get("server", held.get("plan", held.get("args")))
     if declared is None or inferred is None:
         return inferred if declared is None else declared
     return min(declared, inferred)

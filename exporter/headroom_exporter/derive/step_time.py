@@ -30,6 +30,8 @@ IDLE_FACTOR = 1.15
 # vLLM 0.32 with two API servers). Preempted sequences stretch gaps too, to 1.1 in the recordings.
 SHARED_FACTOR = 1.3
 KNEE_EFFICIENCY = 0.8
+# Of the sequences that run, those whose gaps must be timed for the gaps to tell the batch.
+MIN_TIMED = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,11 @@ def window(before: RankSample, after: RankSample, seconds: float) -> Window | No
     The means between two samples; None where counters are missing or too little was done.
 
     Under speculative decoding a step yields more than one token a sequence, so tokens are divided by the
-    mean accepted length.
+    mean accepted length. An engine that counts no steps still times the gaps between tokens: a sequence
+    that decodes has one gap per step, so all gaps' seconds per second are the batch (Little's law).
     """
+    if after.steps is None:
+        return _window_of_gaps(before, after, seconds)
     steps = _delta(before.steps, after.steps)
     tokens = _delta(before.generation_tokens, after.generation_tokens)
     total = _delta(before.step_tokens, after.step_tokens)
@@ -83,6 +88,24 @@ def window(before: RankSample, after: RankSample, seconds: float) -> Window | No
         step=step,
         seconds=seconds,
     )
+
+
+def _window_of_gaps(before: RankSample, after: RankSample, seconds: float) -> Window | None:
+    """
+    A window of an engine that counts no steps.
+
+    None where the gaps account for less than half of what runs: some engines time answers only from some
+    token on, or leave out those that are not streamed, and then they tell no batch.
+    """
+    gaps = _delta(before.inter_token_count, after.inter_token_count)
+    gap_seconds = _delta(before.inter_token_seconds, after.inter_token_seconds)
+    if not gaps or not gap_seconds or gaps < 0 or gap_seconds < 0 or seconds <= 0:
+        return None
+    step, batch = gap_seconds / gaps, gap_seconds / seconds
+    running = min(before.running or 0.0, after.running or 0.0)
+    if seconds < MIN_STEPS * step or batch < MIN_TIMED * running:
+        return None
+    return Window(batch=batch, prefill=0.0, step=step, seconds=seconds)
 
 
 def _accepted_length(before: RankSample, after: RankSample) -> float:

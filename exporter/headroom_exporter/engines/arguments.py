@@ -1,4 +1,4 @@
-"""max_num_seqs from the engine's command line, where its process is visible (shared PID namespace)."""
+"""What an engine's command line says, where its process is visible (shared PID namespace)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ def max_num_seqs(url: str, proc: Path = Path("/proc")) -> float | None:
         on the device, so it is not guessed), or where two processes contradict each other: with the
         node's processes in sight, several pods serve on the same port.
     """
-    parts = urlsplit(url)
-    if parts.hostname not in LOCAL_HOSTS:
+    port = _local_port(url)
+    if port is None:
         return None
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     found = {
         _limit(arguments)
-        for arguments in _command_lines(proc)
+        for arguments in _command_lines(proc, b"vllm")
         if is_vllm_server(arguments) and (_option(arguments, "--port") or DEFAULT_PORT) == port
     }
     limit = found.pop() if len(found) == 1 else None
@@ -70,7 +69,45 @@ def _option(arguments: Sequence[str], name: str) -> int | None:
     return int(value) if value is not None and value.isdecimal() and len(value) < 10 else None
 
 
-def _command_lines(proc: Path) -> Iterable[list[str]]:
+def command_line(
+    url: str, program: str, *, default_port: int, proc: Path = Path("/proc")
+) -> list[str] | None:
+    """
+    The arguments of the one process of a program that serves behind ``url``.
+
+    Returns:
+        None where none is visible, or several are.
+    """
+    port = _local_port(url)
+    if port is None:
+        return None
+    found = [
+        arguments
+        for arguments in _command_lines(proc, program.encode())
+        if os.path.basename(arguments[0]) == program  # noqa: PTH119 - a string, not a file
+        and (option(arguments, "--port") or default_port) == port
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def option(arguments: Sequence[str], *names: str) -> int | None:
+    """The whole number above 0 that follows any of the names, the last one given; None where none does."""
+    value = None
+    for name, following in itertools.pairwise(arguments):
+        if name in names:
+            value = following
+    return int(value) if value is not None and value.isdecimal() and len(value) < 10 else None
+
+
+def _local_port(url: str) -> int | None:
+    """The port of a URL of this machine; None for any other, whose processes are not ours to see."""
+    parts = urlsplit(url)
+    if parts.hostname not in LOCAL_HOSTS:
+        return None
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _command_lines(proc: Path, word: bytes) -> Iterable[list[str]]:
     try:
         entries = [entry for entry in os.scandir(proc) if entry.name.isdecimal()]
     except OSError:
@@ -80,5 +117,5 @@ def _command_lines(proc: Path) -> Iterable[list[str]]:
             raw = Path(entry.path, "cmdline").read_bytes()[:65536]
         except OSError:
             continue
-        if b"vllm" in raw:
+        if word in raw:
             yield raw.decode("utf-8", "replace").rstrip("\0").split("\0")

@@ -10,13 +10,17 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from headroom_exporter.engines import arguments, common
 from headroom_exporter.engines.base import (
     MAX_RANKS,
     MAX_REASONS,
     Engine,
     Labels,
     Page,
+    Quantity,
+    approximate,
     clip_label,
+    exact,
     gauge,
     histogram,
     number,
@@ -26,6 +30,8 @@ from headroom_exporter.samples import EngineSample, Histogram, RankSample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from headroom_exporter.engines.base import Series
 
 # --- the table: field -> upstream sample names, newest first -------------------------------------
 
@@ -76,6 +82,7 @@ FINISHED = "vllm:request_success_total"
 REJECTED = "vllm:admission_rejections_total"
 CACHE_CONFIG = "vllm:cache_config_info"
 PROCESS_START = "process_start_time_seconds"
+ARGUMENT_SLOTS = "vllm serve.max_num_seqs"
 
 Key = tuple[str, str]
 
@@ -135,11 +142,15 @@ def read(page: Page) -> EngineSample:
     # Published per model, without a rank: shown on the first rank, so that a sum over ranks is right.
     ranks.put_by_label(page.get((REJECTED,)), "rejected", "reason", rankless=True)
     _read_cache_config(page, ranks)
+    for fields in ranks.fields.values():
+        fields["argument_slots"] = page.value(ARGUMENT_SLOTS)
     started = [gauge(value) for _, value in page.get((PROCESS_START,))]
     return EngineSample(
         ranks=ranks.samples(),
         started=started[0] if started else None,
         dropped=len(ranks.dropped) + page.truncated,
+        version=common.version(page),
+        max_model_length=common.max_model_length(page),
     )
 
 
@@ -281,12 +292,45 @@ def _read_cache_config(page: Page, ranks: _Ranks) -> None:
             fields["block_tokens"] = tokens / own_blocks
 
 
+def _command_line(url: str) -> Mapping[str, Series]:
+    return common.figure(ARGUMENT_SLOTS, arguments.max_num_seqs(url))
+
+
+def under_triton(series: Mapping[str, Series]) -> bool:
+    """Whether Triton publishes these counters: it labels them with its own ``model`` and ``version``."""
+    labels = [labels for labels, _ in series.get(COUNTERS["prompt_tokens"][0], ())]
+    return bool(labels) and all({"model", "version"} <= held.keys() for held in labels)
+
+
 VLLM = Engine(
     name="vllm",
+    title="vLLM",
+    versions="0.4 to 0.33",
     markers=frozenset({"vllm:num_requests_running", "vllm:prompt_tokens_total"}),
+    proves=lambda series: not under_triton(series),
     fast_names=FAST_NAMES,
     full_names=FULL_NAMES,
     read=read,
     # The mounted prometheus_client application honours name[]; "/metrics" without the slash does not.
     filtered_path="/metrics/",
+    beside=(common.VERSION, common.MODELS),
+    command_line=_command_line,
+    silent="vLLM publishes none when it runs with --disable-log-stats.",
+    tells={
+        Quantity.RUNNING: exact(),
+        Quantity.WAITING: exact("from 0.20 without those that wait for LoRA or a KV transfer"),
+        Quantity.SLOTS: approximate(
+            "no release tells max_num_seqs: from the command line where it can be seen, else inferred from a "
+            "plateau; better in the plan"
+        ),
+        Quantity.KV_USED: exact("whole blocks"),
+        Quantity.KV_CAPACITY: exact("from 0.24; before, not for hybrid models"),
+        Quantity.TOKENS_PER_SEQUENCE: exact("usage over running"),
+        Quantity.PROMPTS: exact("in buckets of 1-2-5"),
+        Quantity.OUTPUTS: exact("in buckets of 1-2-5"),
+        Quantity.TTFT: exact(),
+        Quantity.TPOT: exact("between tokens"),
+        Quantity.PREEMPTIONS: exact(),
+        Quantity.PREFILL: exact("from 0.16 without what a cache gave"),
+    },
 )

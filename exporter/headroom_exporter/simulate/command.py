@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from headroom_exporter.errors import ConfigError, ListenError
 from headroom_exporter.simulate import generators
+from headroom_exporter.simulate.dialects import DIALECTS
 from headroom_exporter.simulate.events import parse_event
 from headroom_exporter.simulate.frontend import Frontend, Limits
 from headroom_exporter.simulate.load import TraceLoad
@@ -122,6 +123,7 @@ def make_frontend(arguments: argparse.Namespace) -> Frontend:
         events=[parse_event(text) for text in arguments.event],
         start_seconds=arguments.start_seconds,
         api_servers=arguments.api_servers,
+        dialect=DIALECTS[arguments.dialect],
     )
 
 
@@ -189,7 +191,7 @@ async def _serve(
     loops = arguments.at_end == "loop"
     load = TraceLoad(repeat(traffic.arrivals, traffic.seconds) if loops else traffic.arrivals())
     async with serve(frontend, load, host=host, port=port, speed=arguments.speed) as served:
-        _say(f"serving on {served.url}/metrics   Ctrl-C ends\n")
+        _say(f"serving on {served.url}{frontend.dialect.path}   Ctrl-C ends\n")
         stopping = asyncio.create_task(stop.wait())
         watching = asyncio.create_task(
             _watch(served.runner, load, traffic.seconds, arguments.at_end)
@@ -248,8 +250,10 @@ def _introduction(arguments: argparse.Namespace, profile: Profile, traffic: Traf
         seen.output_tokens / seen.requests,
     )
     speed = f", {arguments.speed:g} times as fast" if arguments.speed != 1 else ""
+    dialect = DIALECTS[arguments.dialect]
+    words = "" if dialect.name == "vllm" else f" in the words of {dialect.title}"
     return (
-        f"SIMULATED vLLM: {profile.name} ({profile.basis or 'own'}: {profile.source})\n"
+        f"SIMULATED vLLM{words}: {profile.name} ({profile.basis or 'own'}: {profile.source})\n"
         f"KV pool {profile.pool_tokens:,} tokens, {profile.max_num_seqs} slots"
         f"{f', {arguments.ranks} ranks' if arguments.ranks > 1 else ''}\n"
         f"{arguments.trace}: {seen.requests:,} requests in {span(traffic.seconds)} "

@@ -128,11 +128,23 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """What the last step left: running and waiting sequences, share of the usable pool held."""
+    """
+    What the last step that refreshed them left.
+
+    Attributes:
+        running: Sequences in the batch.
+        waiting: Requests held back.
+        kv_usage: Share of the usable pool held.
+        at: Virtual seconds.
+        generation_tokens: Counted until then; prompt_tokens likewise.
+    """
 
     running: int
     waiting: int
     kv_usage: float
+    at: float
+    generation_tokens: int
+    prompt_tokens: int
 
 
 @dataclass(slots=True, kw_only=True)

@@ -34,6 +34,8 @@ class SimulatedEngine:
         profile: Model, device and limits.
         start: Virtual seconds at which it begins, ready for requests.
         slowdown: Of its GPU; 1 for a healthy one.
+        gauge_steps: Decode steps between two refreshes of the gauges; a step that computes a prompt always
+            refreshes them. vLLM: every step; SGLang: 40.
 
     Attributes:
         profile: Model, device and limits.
@@ -48,7 +50,13 @@ class SimulatedEngine:
         slowdown: How many times as long as the profile says every step takes that begins from now on.
     """
 
-    def __init__(self, profile: Profile, start: float = 0.0, slowdown: float = 1.0) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        start: float = 0.0,
+        slowdown: float = 1.0,
+        gauge_steps: int = 1,
+    ) -> None:
         self.profile = profile
         self.counters = Counters(profile.max_model_len)
         self.gauges: Gauges | None = None
@@ -66,6 +74,7 @@ class SimulatedEngine:
         self._aborts: list[tuple[float, int, Sequence]] = []
         self._submitted = 0
         self._scheduler = Scheduler(profile)
+        self._gauge_steps = gauge_steps
 
     @property
     def running(self) -> int:
@@ -91,6 +100,18 @@ class SimulatedEngine:
     def used_blocks(self) -> int:
         """Blocks held by running sequences."""
         return self.profile.usable_blocks - self._scheduler.pool.free
+
+    @property
+    def resident_tokens(self) -> int:
+        """Tokens computed and held, of all running sequences."""
+        return self._scheduler.resident
+
+    @property
+    def promised_tokens(self) -> int:
+        """Prompts and whole answers of the sequences that run: what an engine that reserves would hold."""
+        return sum(
+            sequence.request.prompt_tokens + sequence.target for sequence in self._scheduler.running
+        )
 
     def submit(self, request: Request) -> None:
         """
@@ -209,7 +230,7 @@ class SimulatedEngine:
             self.counters.count_ended(record)
             if on_finish is not None:
                 on_finish(record)
-        self._publish()
+        self.refresh_gauges()
 
     def wake(self) -> None:
         """Go on with what arrived in the meantime."""
@@ -272,7 +293,10 @@ class SimulatedEngine:
         bounds, counts = intervals.bounds, intervals.counts
         edge = -1.0
         bucket = 0
-        step, last = self.steps, min(scheduler.next_end(), limit)
+        # Not beyond the next refresh of the gauges, which then are those of that very step.
+        refresh = self.steps + self._gauge_steps - self.steps % self._gauge_steps
+        every = inf if self._gauge_steps == 1 else refresh
+        step, last = self.steps, min(scheduler.next_end(), limit, every)
         # A step during which a client leaves is none of these.
         latest = min(until, nextafter(self._next_hang_up(), 0.0))
         now, usage = self._now, 0.0
@@ -299,7 +323,8 @@ class SimulatedEngine:
             self.counters.step_tokens.observe(batch, steps)
             self._integrate(now - self._now, usage / usable)
             self._now, self.steps = now, step
-            self._publish()
+            if step % self._gauge_steps == 0:
+                self.refresh_gauges()
         return steps > 0
 
     # --- one step --------------------------------------------------------------------------------
@@ -338,9 +363,11 @@ class SimulatedEngine:
         if generated:
             counters.step_tokens.observe(prompts + generated)
         scheduler.looked_up = scheduler.found = 0
+        prefilled = bool(scheduler.chunks)
         scheduler.chunks.clear()
         records = [self._finish(sequence) for sequence in scheduler.finish(step)]
-        self._publish()
+        if prefilled or self.steps % self._gauge_steps == 0:
+            self.refresh_gauges()
         if on_finish is not None:
             for record in records:
                 on_finish(record)
@@ -389,12 +416,15 @@ class SimulatedEngine:
             reason=reason,
         )
 
-    def _publish(self) -> None:
-        """Set the gauges."""
+    def refresh_gauges(self) -> None:
+        """Set the gauges to what is."""
         self.gauges = Gauges(
             running=self.running,
             waiting=self.waiting,
             kv_usage=self.used_blocks / self.profile.usable_blocks,
+            at=self._now,
+            generation_tokens=self.counters.generation_tokens,
+            prompt_tokens=self.counters.prompt_tokens,
         )
 
     def _integrate(self, seconds: float, usage_seconds: float) -> None:

@@ -6,6 +6,8 @@ from argparse import ArgumentTypeError
 from math import inf
 from typing import TYPE_CHECKING
 
+from headroom_exporter.simulate.dialects import DIALECTS
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _ActionsContainer
 
@@ -26,7 +28,8 @@ examples:
       watch it, from another terminal
 
 /metrics, /metrics/?name[]=, /health, /version and /v1/models answer as vLLM 0.32 does; POST /sleep and
-/wake_up too. Ctrl-C ends it. docs/simulator.md says what is simulated and how well it agrees.
+/wake_up too. With --dialect the same truth is told as another engine would tell it. Ctrl-C ends it.
+docs/simulator.md says what is simulated and how well it agrees.
 """
 
 
@@ -104,6 +107,12 @@ def add_engine(parser: _ActionsContainer) -> None:
         parser.add_argument(
             f"--{name}", metavar="N", type=_from_zero, help=f"reject beyond so many {what}"
         )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default="vllm",
+        help="the engine in whose words and rhythm the same traffic is told (default vllm)",
+    )
     parser.add_argument(
         "--ranks", metavar="N", type=_count, default=1, help="data-parallel ranks (default 1)"
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from headroom_exporter.errors import ConfigError
 from headroom_exporter.simulate.counters import Integrals
+from headroom_exporter.simulate.dialects import VLLM
 from headroom_exporter.simulate.engine import SimulatedEngine
 from headroom_exporter.simulate.events import Event
 from headroom_exporter.simulate.requests import Finished, OnFinish, Request
@@ -23,6 +24,7 @@ from headroom_exporter.simulate.requests import Finished, OnFinish, Request
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from headroom_exporter.simulate.dialects import Dialect
     from headroom_exporter.simulate.profiles import Profile
 
 REJECTION_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens")
@@ -71,6 +73,7 @@ class Frontend:
         events: What happens to it, at any times.
         start_seconds: How long a restart takes.
         api_servers: API server processes; with more than one the page is the multiprocess one.
+        dialect: The engine whose words it uses, and whose gauges' cadence.
 
     Attributes:
         engines: One for each rank; others after a restart.
@@ -93,9 +96,14 @@ class Frontend:
         events: Iterable[Event] = (),
         start_seconds: float = START_SECONDS,
         api_servers: int = 1,
+        dialect: Dialect = VLLM,
     ) -> None:
         if ranks < 1 or api_servers < 1:
             raise ConfigError(f"ranks {ranks}, api_servers {api_servers}: must be at least 1")
+        if ranks > 1 and not dialect.ranks:
+            raise ConfigError(f"ranks {ranks}: must be 1, since {dialect.title} knows no ranks")
+        if api_servers > 1 and dialect is not VLLM:
+            raise ConfigError(f"api_servers {api_servers}: must be 1 but with the dialect vllm")
         self.profile = profile
         self.api_servers = api_servers
         self.clock = 0.0
@@ -105,7 +113,10 @@ class Frontend:
         self.slowdown = 1.0
         self.rejections = dict.fromkeys(REJECTION_REASONS, 0)
         self.fates = Fates()
-        self.engines = tuple(SimulatedEngine(profile) for _ in range(ranks))
+        self.dialect = dialect
+        self.engines = tuple(
+            SimulatedEngine(profile, gauge_steps=dialect.gauge_steps) for _ in range(ranks)
+        )
         self._limits = limits or Limits()
         self._start_seconds = start_seconds
         self._events = sorted(events)
@@ -326,7 +337,10 @@ class Frontend:
 
     def _fresh_engines(self) -> tuple[SimulatedEngine, ...]:
         """Those of a new process, on the same cards."""
-        return tuple(SimulatedEngine(self.profile, self.clock, self.slowdown) for _ in self.engines)
+        return tuple(
+            SimulatedEngine(self.profile, self.clock, self.slowdown, self.dialect.gauge_steps)
+            for _ in self.engines
+        )
 
 
 def _load(engine: SimulatedEngine) -> float:

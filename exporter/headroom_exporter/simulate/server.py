@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from headroom_exporter.simulate.answers import PATHS, answer
-from headroom_exporter.simulate.exposition import Page
+from headroom_exporter.simulate.dialects.speaker import speaker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -81,12 +80,12 @@ def make_app(runner: RealTimeRunner, *, epoch: float) -> web.Application:
         /v1/models, each answered as vLLM 0.32 does; POST /sleep and /wake_up, GET /is_sleeping.
     """
     frontend = runner.frontend
-    page = Page(frontend, epoch=epoch, speed=runner.speed)
+    spoken = speaker(frontend, epoch=epoch, speed=runner.speed)
 
     async def read(request: web.Request) -> web.StreamResponse:
         _catch_up(runner, request)
         names = request.query.getall("name[]", [])
-        made = answer(frontend, page, request.path, names)
+        made = spoken.answer(request.path, names)
         response = web.Response(body=made.body, headers={"Content-Type": made.content_type})
         if request.path == "/metrics/" and "gzip" in request.headers.get("Accept-Encoding", ""):
             response.enable_compression(web.ContentCoding.gzip)
@@ -110,7 +109,7 @@ def make_app(runner: RealTimeRunner, *, epoch: float) -> web.Application:
         return web.json_response({"is_sleeping": frontend.sleep_level is not None})
 
     app = web.Application()
-    for path in PATHS:
+    for path in spoken.paths:
         app.router.add_get(path, read)
     app.router.add_post("/sleep", sleep)
     app.router.add_post("/wake_up", wake_up)
@@ -130,7 +129,7 @@ def _catch_up(runner: RealTimeRunner, request: web.Request) -> None:
 
 async def _mark(_: web.Request, response: web.StreamResponse) -> None:
     """Say what this is, where a machine does not mind."""
-    response.headers["Server"] = "headroom-exporter simulated vLLM"
+    response.headers["Server"] = "headroom-exporter simulated engine"
 
 
 class _Listener:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 
-from headroom_exporter.simulate.answers import PATHS, answer
-from headroom_exporter.simulate.exposition import Page
+from headroom_exporter.simulate.dialects.speaker import speaker
 from headroom_exporter.simulate.families import CACHE_CONFIG, COUNTER, FAMILIES, HISTOGRAM
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Wire:
         hidden_from: float = 0.0,
     ) -> None:
         self._frontend = frontend
-        self._page = Page(frontend, epoch=epoch)
+        self._speaker = speaker(frontend, epoch=epoch)
         self._hidden = frozenset(part.encode() for name in hidden for part in _with_created(name))
         self._hidden_from = hidden_from
         # Taking an address apart costs more than the answer.
@@ -60,13 +59,13 @@ class Wire:
         if asked is None:
             asked = self._asked[url] = (url.path, frozenset(url.query.getall("name[]", [])))
         path, names = asked
-        if path not in PATHS:
+        if path not in self._speaker.paths:
             yield Response(404, b"")
         else:
             yield Response(200, self._body(path, names))
 
     def _body(self, path: str, names: frozenset[str]) -> bytes:
-        body = answer(self._frontend, self._page, path, names).body
+        body = self._speaker.answer(path, names).body
         if self._hidden and self._frontend.clock >= self._hidden_from:
             return _without(body, self._hidden)
         return body

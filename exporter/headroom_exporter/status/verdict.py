@@ -139,8 +139,9 @@ def _unknown(sample: RankSample, derived: Derived) -> Verdict:
     if derived.reason == "no_gauges":
         return Verdict(
             sentence="Unknown: the engine publishes no running or waiting sequences.",
-            advice="An idle vLLM publishes some gauges with its first request only.",
-            alert="HeadroomExporterStale",
+            advice="Some engines publish them with their first request only, some kinds never: see "
+            "docs/engines.md.",
+            alert="HeadroomConstraintUnknown",
         )
     return Verdict(
         sentence=f"Unknown: {_sequences(sample.running)} in the batch, and no ceiling is known yet.",
