@@ -16,30 +16,35 @@ from typing import TYPE_CHECKING, Any
 from headroom_exporter import __version__, web
 from headroom_exporter.config import Config, EngineConfig, PlanConfig, plan_for
 from headroom_exporter.config.file import load
+from headroom_exporter.config.watch import follow
 from headroom_exporter.errors import ConfigError
-from headroom_exporter.expose import StateCollector, is_fresh, make_registry
+from headroom_exporter.expose import StateCollector, make_registry
+from headroom_exporter.fetch import make_session
 from headroom_exporter.gpus.nvml import NvmlGpus
 from headroom_exporter.gpus.reader import GpuReader
 from headroom_exporter.gpus.slowdowns import SlowdownWatch
-from headroom_exporter.poll import EnginePoller, make_session
-from headroom_exporter.samples import EngineState, GpuState, ReloadState, State
+from headroom_exporter.poll import EnginePoller
+from headroom_exporter.samples import DiscoveryState, EngineState, GpuState, ReloadState, State
 from headroom_exporter.status.history import History
+from headroom_exporter.status.landing import landing
 from headroom_exporter.track import EngineTrack
 from headroom_exporter.web import StatusApi, WebSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import aiohttp
     from prometheus_client import CollectorRegistry
 
+    from headroom_exporter.config import KubernetesConfig
+    from headroom_exporter.discovery.api import Place
+    from headroom_exporter.discovery.node import Discovery
+    from headroom_exporter.discovery.pods import Target
     from headroom_exporter.gpus import GpuSource
 
 log = logging.getLogger(__name__)
 
-# How often the file is looked at; the kubelet takes up to a minute to swap a ConfigMap anyway.
-WATCH_SECONDS = 5.0
 # The loop counts as alive while its heart beats at least this often.
 HEARTBEAT_SECONDS = 1.0
 DEAD_SECONDS = 30.0
@@ -54,6 +59,12 @@ class Exporter:
         path: File it came from, read again by ``reload``; None when there is none.
         gpu_source: Where GPU readings come from; NVML unless a simulation stands in.
         simulated: What is watched is a simulation, and the status page must say so.
+        unread: Why the file at ``path`` could not be used, so that ``config`` is only what is left: shown
+            as a failed reload until the file is right.
+        place_of: Finds node and API server in node mode; the pod's surroundings tell, when not given.
+
+    Raises:
+        ConfigError: Node mode is asked for where there is no node.
     """
 
     def __init__(
@@ -63,7 +74,11 @@ class Exporter:
         path: Path | None = None,
         gpu_source: GpuSource | None = None,
         simulated: bool = False,
+        unread: ConfigError | None = None,
+        place_of: Callable[[KubernetesConfig], Place] | None = None,
     ) -> None:
+        self._place_of = place_of
+        self._place = self._find_place(config)
         self._config = config
         self._path = path
         self._gpu_source = gpu_source
@@ -81,8 +96,15 @@ class Exporter:
         self._gpus: GpuReader | None = None
         self._gpu_task: asyncio.Task[None] | None = None
         self._slowdowns = SlowdownWatch()
+        # Node mode: engines of pods by name.
+        self._targets: dict[str, Target] = {}
+        self._discovery: Discovery | None = None
+        self._discovery_task: asyncio.Task[None] | None = None
+        self._discovered: DiscoveryState | None = None
         self._reload_lock = asyncio.Lock()
-        self._reload = ReloadState(successful=True, at=time.time())
+        self._reload = ReloadState(
+            successful=unread is None, at=time.time() if unread is None else None
+        )
         self._beat = time.monotonic()
         self._polled = asyncio.Event()
         self._state = self._assemble()
@@ -99,8 +121,16 @@ class Exporter:
         """The configuration in force."""
         return self._config
 
+    @property
+    def node(self) -> str | None:
+        """The node whose pods are watched; None outside node mode."""
+        return None if self._place is None else self._place.node
+
     def plan_of(self, engine: str, model_name: str) -> PlanConfig | None:
-        """The plan that holds for a model on an engine."""
+        """The plan that holds for a model on an engine: its pod's own, else the file's."""
+        target = self._targets.get(engine)
+        if target is not None and target.plan is not None:
+            return target.plan
         key = (engine, model_name)
         if key not in self._plans:
             if len(self._plans) > 1000:
@@ -147,7 +177,7 @@ class Exporter:
         return time.monotonic() - self._beat < DEAD_SECONDS
 
     def ready(self) -> bool:
-        """Whether every engine was asked at least once, whatever it answered."""
+        """Whether the node's pods were listed and every engine asked, whatever they answered."""
         return self._polled.is_set()
 
     # --- life ---
@@ -158,16 +188,17 @@ class Exporter:
             self._session, self._tasks = session, tasks
             self._start_engines()
             self._start_gpus()
+            self._start_discovery()
             tasks.create_task(self._heartbeat(), name="heartbeat")
             if self._path is not None:
-                tasks.create_task(self._watch(self._path), name="watch")
+                tasks.create_task(follow(self._path, self.reload), name="watch")
 
     def _start_engines(self) -> None:
         """Start pollers that are new, stop those that are gone; the others keep their memory."""
-        wanted = {engine.name: engine for engine in self._config.engines}
-        for name in set(self._pollers) - set(wanted):
+        engines = [*self._config.engines, *(each.config for each in self._targets.values())]
+        for name in set(self._pollers) - {engine.name for engine in engines}:
             self._stop_engine(name)
-        for engine in self._config.engines:
+        for engine in engines:
             if engine.name not in self._pollers:
                 self._start_engine(engine)
 
@@ -202,6 +233,8 @@ class Exporter:
         while True:
             self._beat = time.monotonic()
             self._note_slowdowns()
+            self._note_discovery()
+            self._note_ready()
             self._publish()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
@@ -214,6 +247,54 @@ class Exporter:
             for track in self._tracks.values():
                 track.forget_step_time()
 
+    # --- node mode ---
+
+    def _find_place(self, config: Config) -> Place | None:
+        if config.discovery is None:
+            return None
+        # Imported where it is asked for: a sidecar has no use for it.
+        from headroom_exporter.discovery.api import find_place  # noqa: PLC0415
+
+        return (self._place_of or find_place)(config.discovery.kubernetes)
+
+    def _start_discovery(self) -> None:
+        """Look for pods, or no more; the engines known so far stay until all is listed anew."""
+        assert self._tasks is not None  # noqa: S101
+        assert self._session is not None  # noqa: S101
+        if self._discovery_task is not None:
+            self._discovery_task.cancel()
+        self._discovery = self._discovery_task = None
+        if self._config.discovery is not None and self._place is not None:
+            from headroom_exporter.discovery.node import Discovery  # noqa: PLC0415
+
+            self._discovery = Discovery(
+                self._config.discovery, self._place, self._session, self._retarget
+            )
+            self._discovery_task = self._tasks.create_task(self._discovery.run(), name="discovery")
+
+    def _retarget(self) -> None:
+        """Poll what runs on the node now; a pod that is gone is forgotten at once, with all of it."""
+        named = {engine.name for engine in self._config.engines}
+        targets = {name: each for name, each in self._targets.items() if name not in named}
+        if self._discovery is None:
+            targets = {}
+        elif self._discovery.knows():
+            targets = self._discovery.targets(self._targets, named)
+        for name, before in self._targets.items():
+            after = targets.get(name)
+            # Another pod of the same name (a StatefulSet's) is another engine.
+            if after is None or (after.config, after.pod) != (before.config, before.pod):
+                self._stop_engine(name)
+        self._targets = targets
+        self._start_engines()
+        self._note_discovery()
+        self._publish()
+
+    def _note_discovery(self) -> None:
+        gpus = self._gpus.state().gpus if self._gpus is not None else ()
+        discovery = self._discovery
+        self._discovered = None if discovery is None else discovery.state(self._targets, gpus)
+
     # --- state ---
 
     def _publish_engine(self, track: EngineTrack) -> None:
@@ -221,8 +302,13 @@ class Exporter:
             state = self._engine_states[track.name] = track.state()
             self._history.note(state, time.monotonic())
             self._publish()
-        if not self._polled.is_set() and all(
-            state.up or state.errors for state in self._engine_states.values()
+            self._note_ready()
+
+    def _note_ready(self) -> None:
+        if (
+            not self._polled.is_set()
+            and (self._discovery is None or self._discovery.settled())
+            and all(state.up or state.errors for state in self._engine_states.values())
         ):
             self._polled.set()
 
@@ -230,12 +316,14 @@ class Exporter:
         self._state = self._assemble()
 
     def _assemble(self) -> State:
-        order, states = [engine.name for engine in self._config.engines], self._engine_states
+        order = [*(engine.name for engine in self._config.engines), *self._targets]
+        states = self._engine_states
         gpu = self._gpus.state() if self._gpus is not None else GpuState(up=None)
         return State(
             engines=tuple(states[name] for name in order if name in states),
             gpu=gpu,
             reload=self._reload,
+            discovery=self._discovered,
         )
 
     # --- reload ---
@@ -252,6 +340,7 @@ class Exporter:
         async with self._reload_lock:
             try:
                 config = Config() if self._path is None else load(self._path)
+                place = self._find_place(config)
             except ConfigError as error:
                 self._reload = ReloadState(successful=False, at=self._reload.at)
                 self._publish()
@@ -260,59 +349,38 @@ class Exporter:
                     extra={"reason": str(error)},
                 )
                 return str(error)
-            self._apply(config)
+            self._apply(config, place)
             self._reload = ReloadState(successful=True, at=time.time())
             self._publish()
             log.info("configuration reloaded", extra={"engines": len(config.engines)})
             return None
 
-    def _apply(self, config: Config) -> None:
+    def _apply(self, config: Config, place: Place | None) -> None:
         before, self._config = self._config, config
+        before_place, self._place = self._place, place
         self._plans.clear()
         if self._tasks is None:
             return
-        unchanged = {engine for engine in before.engines if before.poll == config.poll}
+        changed = before.poll != config.poll
         for engine in before.engines:
-            if engine not in unchanged or engine not in config.engines:
+            if changed or engine not in config.engines:
                 self._stop_engine(engine.name)
-        self._start_engines()
+        for name in self._targets if changed else ():
+            self._stop_engine(name)
+        if (before.discovery, before_place) != (config.discovery, place):
+            self._start_discovery()
+        self._retarget()
         if before.gpus != config.gpus and self._gpu_task is not None:
             self._gpu_task.cancel()
             self._start_gpus()
 
-    async def _watch(self, path: Path) -> None:
-        """Reload when the file's content changes; a ConfigMap is swapped by a symbolic link."""
-        last = _content(path)
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            now = _content(path)
-            if now is not None and now != last:
-                last = now
-                await self.reload()
 
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
-def landing(exporter: Exporter) -> str:
-    """What the status page says of each engine where no script runs: one line each, plain text."""
-    now, lines = time.monotonic(), []
-    for engine in exporter.state.engines:
-        up = engine.up and is_fresh(engine, now)
-        lines.append(f"{engine.name}: {'up' if up else engine.last_error or 'not asked yet'}")
-        lines += [
-            f"  rank {rank.rank} {rank.model_name}: {rank.derived.state} ({rank.derived.reason})"
-            for rank in engine.ranks
-            if up and rank.derived is not None
-        ]
-    return "\n".join(lines)
-
-
-def run(config_path: Path | None, listen: list[str], web_config: Path | None) -> int:
+def run(
+    config_path: Path | None,
+    listen: list[str],
+    web_config: Path | None,
+    tolerant: bool = False,
+) -> int:
     """
     Run the sidecar until SIGINT or SIGTERM.
 
@@ -320,6 +388,8 @@ def run(config_path: Path | None, listen: list[str], web_config: Path | None) ->
         config_path: Configuration file; None for the defaults.
         listen: Addresses such as ``:9890``; all are listened on.
         web_config: Web configuration file (TLS, users) of the Prometheus exporter-toolkit's format.
+        tolerant: Run on the defaults when the configuration file cannot be used, and wait for it to become
+            right: beside an engine, a container that ends takes the pod out of its service.
 
     Returns:
         Exit status: 0 when stopped by a signal.
@@ -329,11 +399,25 @@ def run(config_path: Path | None, listen: list[str], web_config: Path | None) ->
         ListenError: An address cannot be listened on: in use, not allowed, not of this machine.
             Both before anything is polled.
     """
-    config = Config() if config_path is None else load(config_path)
     settings = None if web_config is None else WebSettings(web_config)
-    exporter = Exporter(config, path=config_path)
+    exporter = _first(config_path, tolerant=tolerant)
     asyncio.run(serve(exporter, listen, settings))
     return 0
+
+
+def _first(path: Path | None, *, tolerant: bool) -> Exporter:
+    """The exporter of a configuration file, or of what is left when it cannot be used."""
+    try:
+        config = Config() if path is None else load(path)
+        return Exporter(config, path=path)
+    except ConfigError as error:
+        if not tolerant:
+            raise
+        log.error(  # noqa: TRY400 - the text says it all
+            "configuration not used, running on the defaults until it is right",
+            extra={"reason": str(error)},
+        )
+        return Exporter(Config(), path=path, unread=error)
 
 
 async def serve(
@@ -369,6 +453,7 @@ async def serve(
                 "version": __version__,
                 "engines": ", ".join(engine.url for engine in exporter.config.engines),
                 "plans": len(exporter.config.plans),
+                "node": exporter.node,
             },
         )
         await _until(stop, exporter)

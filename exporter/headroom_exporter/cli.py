@@ -108,7 +108,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from headroom_exporter.logs import setup  # noqa: PLC0415
 
     setup(arguments.log_level, arguments.log_format)
-    return run(arguments.config, arguments.listen or [":9890"], arguments.web_config)
+    return run(
+        arguments.config,
+        arguments.listen or [":9890"],
+        arguments.web_config,
+        arguments.tolerant,
+    )
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -200,6 +205,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="YAML: engines, plans, rhythms (none: a vLLM on localhost:8000, all visible GPUs)",
+    )
+    parser.add_argument(
+        "--config.tolerate-invalid",
+        dest="tolerant",
+        action="store_true",
+        help="run on the defaults while FILE cannot be used, instead of ending with 2: for sidecars, whose "
+        "pod is not ready without them",
     )
     parser.add_argument(
         "--web.listen-address",

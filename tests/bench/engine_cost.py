@@ -13,7 +13,8 @@ from bench.latency import series
 from bench.process import cpu_seconds
 from bench.report import Part, Row
 from headroom_exporter.config import EngineConfig, PollConfig
-from headroom_exporter.poll import EnginePoller, make_session
+from headroom_exporter.fetch import make_session
+from headroom_exporter.poll import EnginePoller
 from headroom_exporter.track import EngineTrack
 from vllm import model
 from vllm.client import Phase, run_load

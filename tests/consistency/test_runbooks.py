@@ -62,7 +62,7 @@ VLLM_FLAGS = {
 OTHER_FLAGS = {
     *("--comment", "--duration"),  # amtool
     "--gpu-reset",  # nvidia-smi
-    "--previous",  # kubectl
+    *("--as", "--field-selector", "--previous", "--raw"),  # kubectl
 }
 BLOCK = re.compile(r"^ *```promql\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # Words of the language that are followed by no bracket, or by a list of labels.
@@ -74,6 +74,7 @@ LABEL_LISTS = re.compile(
 # happened, or it takes days to know. All others must find something.
 EMPTY = {
     "HeadroomConfigReloadFailed:query_1",  # no reload failed
+    *(f"HeadroomDiscoveryStale:query_{number}" for number in (1, 2, 3, 4)),  # no node mode
     *(
         "HeadroomEngineDown:query_1",
         "HeadroomEngineDown:query_4",

@@ -15,6 +15,9 @@ import urllib.request
 
 import pytest
 
+from headroom_exporter.engines import recognise
+from headroom_exporter.simulate.dialects import DIALECTS, Dialect
+
 SECONDS = 30.0
 TRACE = "synthetic:poisson?rate=3&duration=400"
 
@@ -42,6 +45,27 @@ def wait_for_url(process: subprocess.Popen[bytes]) -> tuple[str, str]:
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return answer.read().decode()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_where_a_dialect_says_it_serves_is_its_page(dialect: Dialect) -> None:
+    process = start("--trace", TRACE, "--dialect", dialect.name)
+    assert process.stderr is not None
+    try:
+        said = ""
+        while not (found := re.search(r"serving on (\S+)", said)):
+            line = process.stderr.readline().decode()
+            assert line, said
+            said += line
+        assert ("in the words of" in said) is (dialect.name != "vllm")
+        body = get(found[1]).encode()
+        kind = recognise(dialect.path, body)
+        assert found[1].endswith(dialect.path)
+        assert kind is not None
+        assert kind.name == dialect.name
+    finally:
+        process.terminate()
+        process.communicate(timeout=SECONDS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -26,9 +26,10 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from chromium import Tab, chromium
 from headroom_exporter import web
-from headroom_exporter.app import Exporter, landing
+from headroom_exporter.app import Exporter
 from headroom_exporter.config import Config
 from headroom_exporter.status.history import History
+from headroom_exporter.status.landing import landing
 from status_scenes import MODEL, PLAN, calm, engine, state
 
 if TYPE_CHECKING:

@@ -129,6 +129,41 @@ class PlanConfig:
     overrun_probability: float = 0.01
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesConfig:
+    """
+    Which pods of this node are inference servers.
+
+    Attributes:
+        node: The node's name; None takes the environment variable NODE_NAME.
+        namespaces: Watched one by one; empty: all that the node runs, in one watch.
+        label_selector: Given to the API server as it is; with one, each pod it finds is an engine, but those
+            that have a sidecar.
+        port_names: Names of a container port that make a pod an engine without an annotation.
+    """
+
+    node: str | None = None
+    namespaces: tuple[str, ...] = ()
+    label_selector: str = ""
+    port_names: tuple[str, ...] = ("vllm",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeletConfig:
+    """``socket``: of the kubelet's pod-resources service, which says whose a GPU is."""
+
+    enabled: bool = True
+    socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryConfig:
+    """Node mode: engines come from the pods of a Kubernetes node."""
+
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+    kubelet: KubeletConfig = field(default_factory=KubeletConfig)
+
+
 def default_engines() -> tuple[EngineConfig, ...]:
     """A vLLM on localhost:8000."""
     return (EngineConfig(name="127.0.0.1:8000"),)
@@ -136,9 +171,14 @@ def default_engines() -> tuple[EngineConfig, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration; with no file, these defaults."""
+    """
+    The whole configuration; with no file, these defaults.
+
+    With ``discovery`` (node mode) and no ``engines``, a file has no engine of its own.
+    """
 
     engines: tuple[EngineConfig, ...] = field(default_factory=default_engines)
+    discovery: DiscoveryConfig | None = None
     plans: tuple[PlanConfig, ...] = ()
     poll: PollConfig = field(default_factory=PollConfig)
     gpus: GpuConfig = field(default_factory=GpuConfig)

@@ -95,6 +95,44 @@ def text(longest: int) -> Check:
     return check
 
 
+def _name(pattern: re.Pattern[str], longest: int, allowed: str) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > longest or not pattern.fullmatch(value):
+            raise BadValue(f"must be {allowed}")
+        return value
+
+    return check
+
+
+# As Kubernetes has them (RFC 1123 and RFC 6335), so that they are safe in addresses and selectors.
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+node = _name(
+    re.compile(rf"{_LABEL}(\.{_LABEL})*"), 253, "a node's name: lower-case letters, digits, - and ."
+)
+namespace = _name(
+    re.compile(_LABEL), 63, "a namespace's name: at most 63 lower-case letters, digits and -"
+)
+port_name = _name(
+    re.compile(_LABEL), 15, "a port's name: at most 15 lower-case letters, digits and -"
+)
+
+
+def label_selector(value: Any) -> str:
+    """A label selector; only the API server knows its syntax, so only its size and its text are seen to."""
+    if not isinstance(value, str) or len(value) > 1024 or not value.isprintable():
+        raise BadValue(
+            "must be a label selector of at most 1024 printable characters, such as app=vllm"
+        )
+    return value.strip()
+
+
+def absolute_path(value: Any) -> str:
+    """A path that begins with a slash; a socket's, so no longer than the kernel takes."""
+    if not isinstance(value, str) or not re.fullmatch(r"/[!-~]{1,106}", value):
+        raise BadValue("must be an absolute path of at most 107 characters without spaces")
+    return value
+
+
 def boolean(value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):

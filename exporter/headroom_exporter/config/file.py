@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headroom_exporter.config import Config, EngineConfig
+from headroom_exporter.config import Config, EngineConfig, PlanConfig
 from headroom_exporter.config.checks import BadValue
 from headroom_exporter.config.strict_yaml import read_text, read_yaml
-from headroom_exporter.config.table import ABSENT, CONFIG, Each, Group, Keys, Leaf, Record
+from headroom_exporter.config.table import (
+    ABSENT,
+    CONFIG,
+    POD_PLAN,
+    Each,
+    Group,
+    Keys,
+    Leaf,
+    Record,
+)
 from headroom_exporter.config.text import complaint, join, scalar, show, show_key, summary
 from headroom_exporter.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+# Where the API server has the pod's own token mounted.
+_OWN_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a folder
 
 
 def load(path: Path) -> Config:
@@ -50,7 +63,36 @@ def parse(text: str, source: str, *, directory: Path | None = None) -> Config:
     assert isinstance(config, Config)  # noqa: S101 - for the type checker: the table says so
     if directory is not None:
         config = replace(config, engines=tuple(_rooted(e, directory) for e in config.engines))
+    stolen = [
+        complaint(
+            source,
+            f"engines[{place}].bearer_token_file",
+            show(engine.bearer_token_file),
+            "must not be this pod's own token, nor lie in /proc: it would go to whoever answers at the "
+            "url; mount a token that is made for the engine, at another place",
+        )
+        for place, engine in enumerate(config.engines)
+        if engine.bearer_token_file is not None and _is_own_token(engine.bearer_token_file)
+    ]
+    if stolen:
+        raise ConfigError(summary(stolen, source))
     return config
+
+
+def parse_plan(text: str, source: str) -> PlanConfig:
+    """
+    Read a single plan: the keys of one of ``plans`` but ``match``.
+
+    Raises:
+        ConfigError: as ``load``.
+    """
+    raw, complaints = read_yaml(text, source)
+    reader = _Reader(source, complaints)
+    plan = reader.value(POD_PLAN, {} if raw is None else raw, "", 0)
+    if reader.complaints:
+        raise ConfigError(summary(reader.complaints, source))
+    assert isinstance(plan, PlanConfig)  # noqa: S101 - for the type checker: the table says so
+    return plan
 
 
 def _rooted(engine: EngineConfig, directory: Path) -> EngineConfig:
@@ -60,6 +102,17 @@ def _rooted(engine: EngineConfig, directory: Path) -> EngineConfig:
     return replace(
         engine, bearer_token_file=root(engine.bearer_token_file), ca_file=root(engine.ca_file)
     )
+
+
+def _is_own_token(path: str) -> bool:
+    """
+    Whether a file is the service account's token, however the path gets there.
+
+    Whoever may write the configuration (a ConfigMap) must not be able to send the token of node mode, which
+    reads pods, to an address of theirs. They can make no links; but what /proc leads to may appear later.
+    """
+    found = Path(os.path.realpath(path))
+    return any(found.is_relative_to(os.path.realpath(place)) for place in (_OWN_TOKEN, "/proc"))
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -127,8 +180,6 @@ class _Reader:
         if not isinstance(value, list):
             self._complain(path, value, "must be a list")
             return ABSENT
-        if not value and not spec.empty:
-            self._complain(path, ABSENT, "must not be empty; leave the key out for the default")
         items = [
             self.value(spec.item, item, f"{path}[{index}]", index)
             for index, item in enumerate(value)
@@ -182,7 +233,8 @@ def _lines(keys: Keys, record: Any, indent: str) -> Iterator[str]:
             yield from _items(head, spec.item, getattr(record, key), deeper)
         else:
             part = record if isinstance(spec, Group) else getattr(record, key)
-            lines = list(_lines(spec.keys, part, deeper))
+            # A section that was left out and has no default: node mode.
+            lines = [] if part is None else list(_lines(spec.keys, part, deeper))
             yield from [head, *lines] if lines else []
 
 

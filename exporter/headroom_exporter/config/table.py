@@ -9,8 +9,11 @@ from urllib.parse import urlsplit
 
 from headroom_exporter.config import (
     Config,
+    DiscoveryConfig,
     EngineConfig,
     GpuConfig,
+    KubeletConfig,
+    KubernetesConfig,
     Lengths,
     PlanConfig,
     PollConfig,
@@ -57,7 +60,6 @@ class Each:
     """A list that becomes a tuple."""
 
     item: Leaf | Record
-    empty: bool = True
 
 
 Keys = Mapping[str, Leaf | Group | Record | Each]
@@ -108,7 +110,26 @@ def _complete_plan(values: dict[str, Any], index: int) -> Iterator[Complaint]:
     yield from ()
 
 
+def _complete_pod_plan(values: dict[str, Any], _index: int) -> Iterator[Complaint]:
+    # One name for all replicas that carry it, so that they can be told together.
+    values.setdefault("name", "annotation")
+    yield from ()
+
+
+def _complete_kubernetes(values: dict[str, Any], _index: int) -> Iterator[Complaint]:
+    for key in ("namespaces", "port_names"):
+        listed = values.get(key, ())
+        for place, name in enumerate(listed):
+            if name in listed[:place]:
+                yield f"{key}[{place}]", name, "must not be listed twice"
+
+
 def _complete_config(values: dict[str, Any], _index: int) -> Iterator[Complaint]:
+    if values.get("discovery") is not None:
+        # Node mode: nothing is watched on localhost unless it is named.
+        values.setdefault("engines", ())
+    elif not values.get("engines", True):
+        yield "engines", ABSENT, "must not be empty; leave the key out for the default"
     first: dict[str, int] = {}
     for place, engine in enumerate(values.get("engines", ())):
         if first.setdefault(engine.name, place) != place:
@@ -137,6 +158,24 @@ ENGINE = Record(
         "tls": Group({"ca_file": Leaf(_PATH), "insecure_skip_verify": Leaf(check.boolean)}),
     },
     _complete_engine,
+)
+DISCOVERY = Record(
+    DiscoveryConfig,
+    {
+        "kubernetes": Record(
+            KubernetesConfig,
+            {
+                "node": Leaf(check.node),
+                "namespaces": Each(Leaf(check.namespace)),
+                "label_selector": Leaf(check.label_selector),
+                "port_names": Each(Leaf(check.port_name)),
+            },
+            _complete_kubernetes,
+        ),
+        "kubelet": Record(
+            KubeletConfig, {"enabled": Leaf(check.boolean), "socket": Leaf(check.absolute_path)}
+        ),
+    },
 )
 POLL = Record(
     PollConfig,
@@ -193,10 +232,17 @@ PLAN = Record(
     },
     _complete_plan,
 )
+# A plan that a pod carries: the pod is what it holds for, so there is nothing to match.
+POD_PLAN = Record(
+    PlanConfig,
+    {key: spec for key, spec in PLAN.keys.items() if key != "match"},
+    _complete_pod_plan,
+)
 CONFIG = Record(
     Config,
     {
-        "engines": Each(ENGINE, empty=False),
+        "engines": Each(ENGINE),
+        "discovery": DISCOVERY,
         "poll": POLL,
         "gpus": GPUS,
         "web": Record(WebConfig, {"reload": Leaf(check.boolean)}),

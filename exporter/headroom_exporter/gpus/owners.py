@@ -8,6 +8,9 @@ numbers to a container, newer ones translate or leave out what the container can
 the whole answer unknown, and so does memory that no listed process accounts for. What remains is a
 host's number that happens to exist in the container as well; with the handful of processes of a
 sidecar that does not happen by accident.
+
+In node mode without hostPID nothing is in sight, so nothing is told. The kubelet's allocations do not help:
+they say to whom a GPU was lent, not who uses it (docs/node-mode.md).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Node mode: one exporter for all inference pods of a Kubernetes node. See docs/node-mode.md."""
