@@ -186,7 +186,7 @@ def answers(**changed: list[dict[str, object]]) -> str:
 def test_the_audits_exit_code_tells_clean_from_vulnerable_from_not_audited(tmp_path: Path):
     clean = stand_in(tmp_path, answers(), 0)
     assert tool("audit", "--pip-audit", str(clean)).returncode == supply_chain.GOOD
-    sick = stand_in(tmp_path, answers(aiohttp=SICK["vulns"]), 1)  # type: ignore[arg-type]
+    sick = stand_in(tmp_path, answers(aiohttp=SICK["vulns"]), 1)
     found = tool("audit", "--pip-audit", str(sick))
     assert found.returncode == supply_chain.BAD
     assert "VULNERABLE: aiohttp " in found.stdout
